@@ -1,0 +1,555 @@
+"""Merging: exactness, agreement with mergekit bit for bit, complete output, clear errors.
+
+Run: pytest tests/test_merging.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from babylm_vlm.merging import interpolate, linear_plan_yaml, merge, read_plan
+from babylm_vlm.merging.linear import blend
+
+MERGE_CONFIGS = sorted((Path(__file__).parent.parent / "merge_configs").glob("*.yaml"))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROJECTOR = "model.multi_modal_projector.linear_1.weight"
+NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
+
+
+# --- weights without a model: two dictionaries of tensors ------------------------------------------------------------
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32, projector: bool = False) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {NORM: (7,), EMBED: (13, 7)} | ({PROJECTOR: (7, 5)} if projector else {})
+    return {name: (torch.randn(shape, generator=generator) * 0.05).to(dtype) for name, shape in shapes.items()}
+
+
+def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama", "dtype": "float32"}')
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    names = [f"model-{number + 1:05d}-of-{shards:05d}.safetensors" for number in range(shards)]
+    weight_map = {tensor: names[place % shards] for place, tensor in enumerate(weights)}
+    for name in names:
+        save_file({tensor: weights[tensor] for tensor in weights if weight_map[tensor] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """Two tiny checkpoints, in `multimodal/` and `language/` of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "multimodal", tensors(1, projector=True))
+    write_checkpoint(tmp_path / "language", tensors(2))
+    return tmp_path
+
+
+def write_plan(text: str, path: str = "plan.yaml") -> Path:
+    Path(path).write_text(text)
+    return Path(path)
+
+
+def linear_plan(alpha: float = 0.3):
+    return read_plan(write_plan(linear_plan_yaml("multimodal", "language", alpha)))
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert set(one) == set(other)
+    assert [name for name in one if not same_bits(one[name], other[name])] == []
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(alpha=st.floats(0, 1) | st.sampled_from([0.0, 1e-05, 0.1, 0.7, 1.0]), dtype=st.sampled_from(sorted(DTYPES)))
+def test_memory_and_file_merges_agree_bit_for_bit(tmp_path_factory, alpha, dtype):
+    folder = tmp_path_factory.mktemp("merge")
+    multimodal, language = tensors(1, DTYPES[dtype], projector=True), tensors(2, DTYPES[dtype])
+    before = {name: tensor.clone() for name, tensor in multimodal.items()}
+    write_checkpoint(folder / "multimodal", multimodal)
+    write_checkpoint(folder / "language", language)
+    plan = folder / "plan.yaml"
+    plan.write_text(linear_plan_yaml(str(folder / "multimodal"), str(folder / "language"), alpha))
+
+    merge(read_plan(plan), folder / "merged")
+    merged = interpolate(multimodal, language, alpha)
+
+    assert_same(load_file(folder / "merged" / "model.safetensors"), merged)
+    assert same_bits(merged[PROJECTOR], multimodal[PROJECTOR])
+    assert_same(multimodal, before)
+    if alpha in (0.0, 1.0):
+        end = multimodal if alpha else language
+        assert same_bits(merged[NORM], end[NORM]) and same_bits(merged[EMBED], end[EMBED])
+
+
+def test_ends_are_exact_even_where_the_other_model_is_not_finite():
+    broken = {name: torch.full_like(tensor, float("inf")) for name, tensor in tensors(2).items()}
+    assert_same(interpolate(tensors(1), broken, 1.0), tensors(1))
+    assert_same(interpolate(broken, tensors(1), 0.0), tensors(1))
+
+
+def test_interpolate_weighs_the_multimodal_model_with_alpha():
+    merged = interpolate({NORM: torch.tensor([8.0])}, {NORM: torch.tensor([4.0])}, 0.75)
+    assert merged[NORM].tolist() == [7.0]
+
+
+def test_interpolate_refuses_what_it_cannot_merge():
+    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
+        interpolate(tensors(1), tensors(2), 1.5)
+    with pytest.raises(ValueError, match="Only one of the two models has lm_head"):
+        interpolate(tensors(1), tensors(2) | {"lm_head.weight": torch.ones(1)}, 0.5)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has the shape"):
+        interpolate(tensors(1), tensors(2) | {NORM: torch.ones(3)}, 0.5)
+    with pytest.raises(ValueError, match="ids: The models hold different integers"):
+        interpolate({"ids": torch.tensor([1])}, {"ids": torch.tensor([2])}, 0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.tuples(st.floats(0, 3), st.floats(0, 3)).filter(lambda pair: sum(pair) > 1e-3),
+    normalize=st.booleans(),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    length=st.sampled_from([1, 7, 64, 1001]),
+)
+def test_kernel_is_mergekits(weights, normalize, dtype, length):
+    from mergekit.merge_methods import get
+    from mergekit.merge_methods.base import TensorGroup
+
+    generator = torch.Generator().manual_seed(length)
+    a, b = ((torch.randn(length, generator=generator) * 0.05).to(DTYPES[dtype]) for _ in range(2))
+    parameters = {"weight": {"a": weights[0], "b": weights[1]}, "normalize": normalize}
+    (expected,) = get("linear")((TensorGroup.from_tensors([a, b], ids=["a", "b"]),), parameters=parameters)
+    assert torch.equal(blend(a, b, weights, normalize), expected)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_filters_mean_what_they_mean_in_mergekit(pair):
+    Path("plan.yaml").write_text("""
+merge_method: linear
+base_model: ./multimodal
+models:
+  - model: ./multimodal
+    parameters:
+      weight:
+        - {filter: projector, value: 1.0}
+        - {filter: norm, value: 0.25}
+        - {filter: model.norm, value: 0.9}
+        - {value: 0.5}
+        - {filter: embed, value: 0.1}
+  - model: ./language
+    parameters: {weight: 1e-05}
+""")
+    multimodal, language = read_plan("plan.yaml").sources
+    assert [multimodal.weight(name) for name in (PROJECTOR, NORM, EMBED)] == [1.0, 0.25, 0.5]
+    assert language.weight(NORM) == 1e-05  # YAML reads this number as a string
+
+
+@settings(max_examples=50, deadline=None)
+@given(alpha=st.floats(0, 1))
+def test_weights_of_a_written_plan_read_back_as_the_same_floats(alpha):
+    first, second = yaml.safe_load(linear_plan_yaml("./a", "./b", alpha))["models"]
+    read = [float(model["parameters"]["weight"][-1]["value"]) for model in (first, second)]
+    assert read == [alpha, 1 - alpha]
+
+
+def test_written_plan_is_the_shipped_plan():
+    shipped = yaml.safe_load((MERGE_CONFIGS[0].parent / "linear.yaml").read_text())
+    assert yaml.safe_load(linear_plan_yaml("./runs/demo/multimodal", "./runs/demo/language", 0.5)) == shipped
+
+
+def test_normalize_and_dtypes(pair):
+    text = linear_plan_yaml("multimodal", "language", 0.5).replace("value: 0.5", "value: 1.5")
+    multimodal, language = tensors(1, projector=True), tensors(2)
+    merge(read_plan(write_plan(text)), Path("normalized"))
+    merge(read_plan(write_plan(text.replace("normalize: true", "normalize: false"))), Path("raw"))
+    merge(read_plan(write_plan(text + "out_dtype: bfloat16\n")), Path("bf16"))
+
+    raw, normalized = (load_file(f"{name}/model.safetensors") for name in ("raw", "normalized"))
+    torch.testing.assert_close(raw[NORM], 1.5 * multimodal[NORM] + 1.5 * language[NORM])
+    torch.testing.assert_close(normalized[NORM], (multimodal[NORM] + language[NORM]) / 2)
+    assert_same(load_file("bf16/model.safetensors"), {name: t.bfloat16() for name, t in normalized.items()})
+    assert json.loads(Path("bf16/config.json").read_text())["dtype"] == "bfloat16"
+
+
+GOOD = linear_plan_yaml("./multimodal", "./language", 0.5)
+BAD_PLANS = {
+    "merge_method: [": "is not a YAML file",
+    "- 1": "the plan must be a mapping",
+    GOOD.replace("linear", "slerp", 1).replace("merge_method: linear", "merge_method: slerp"): "for other methods run",
+    GOOD + "tokenizer_source: union\n": "unknown key 'tokenizer_source'",
+    GOOD.replace("normalize: true", "normalise: true"): "unknown key 'normalise'",
+    GOOD.replace("normalize: true", "normalize: 2"): "must be true or false",
+    GOOD.replace("base_model", "#"): "base_model is None",
+    GOOD.replace("base_model: ", "base_model: x"): "base_model is",
+    GOOD.replace("./language", "./multimodal"): "twice",
+    GOOD.replace(
+        "./language", "./langauge"
+    ): r"models\[1\].model names the checkpoint folder ./langauge, which is not",
+    GOOD.replace("./language", "runs/langauge"): r"neither a checkpoint folder .*relative to the current folder",
+    GOOD.replace("{value: 0.5}", "{value: half}"): "'half' is not a finite number",
+    GOOD.replace("{value: 0.5}", "{valu: 0.5}"): "unknown key 'valu'",
+    GOOD.replace("{value: 0.5}", "0.5"): "layer gradients",
+    GOOD + "dtype: int8\n": "dtype is 'int8'",
+    GOOD[: GOOD.index("  - model")]: "exactly two models",
+}
+
+
+@pytest.mark.parametrize("text", BAD_PLANS, ids=list(BAD_PLANS.values()))
+def test_bad_plans_are_named(pair, text):
+    with pytest.raises((ValueError, FileNotFoundError), match=BAD_PLANS[text]) as caught:
+        read_plan(write_plan(text))
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("plan.yaml")
+
+
+def test_a_name_that_is_no_folder_is_fetched_from_the_hub(pair, monkeypatch):
+    asked = []
+
+    def snapshot_download(repo_id, revision=None, **_):
+        asked.append((repo_id, revision))
+        return str(pair / "multimodal")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    plan = read_plan(write_plan(linear_plan_yaml("someone/eyes@v1", "./language", 0.5)))
+    assert asked == [("someone/eyes", "v1")]
+    assert plan.base.folder == pair / "multimodal"
+
+
+def test_missing_plan_is_named():
+    with pytest.raises(FileNotFoundError, match=r"There is no merge plan nowhere\.yaml"):
+        read_plan("nowhere.yaml")
+
+
+# --- the checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_sharded_input(pair, shards):
+    write_checkpoint(pair / "sharded", tensors(1, projector=True), shards)
+    merge(read_plan(write_plan(linear_plan_yaml("sharded", "language", 0.3))), Path("merged"))
+    assert_same(load_file("merged/model.safetensors"), interpolate(tensors(1, projector=True), tensors(2), 0.3))
+    assert not list(Path("merged").glob("*index*"))
+
+
+def test_nothing_is_dropped(pair):
+    for folder, extra in (("multimodal", "model.extra.weight"), ("language", "model.other.weight")):
+        path = Path(folder, "model.safetensors")
+        weights = load_file(path)
+        save_file(weights | {extra: torch.ones(2)}, path)
+        with pytest.raises(ValueError, match=f"{extra} is in .*{folder} but not in"):
+            merge(linear_plan(), Path("merged"))
+        save_file(weights, path)
+    assert not Path("merged").exists()
+
+
+def test_tensor_of_the_other_model_is_copied_where_its_weight_is_one(pair):
+    path = Path("language/model.safetensors")
+    save_file(load_file(path) | {"lm_head.weight": torch.ones(2, 2)}, path)
+    text = linear_plan_yaml("multimodal", "language", 0.3)
+    text = text.replace("- {filter: multi_modal_projector, value: 0.0}", "- {filter: lm_head, value: 1.0}")
+    merge(read_plan(write_plan(text)), Path("merged"))
+    merged = load_file("merged/model.safetensors")
+    assert torch.equal(merged["lm_head.weight"], torch.ones(2, 2)) and PROJECTOR in merged
+
+
+def break_shape(folder: Path):
+    save_file(tensors(2) | {EMBED: torch.ones(12, 7)}, folder / "model.safetensors")
+
+
+def break_truncate(folder: Path):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-9])
+
+
+def break_pickle(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def break_remove(folder: Path):
+    (folder / "model.safetensors").unlink()
+
+
+def break_shard(folder: Path):
+    break_remove(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+
+
+def break_index(folder: Path):
+    break_remove(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            break_shape,
+            r"embed_tokens.* has the shape \(13, 7\) .* \(12, 7\) in the other \(do the models share one tok",
+        ),
+        (break_truncate, "is no complete safetensors file"),
+        (break_pickle, "pickled weights"),
+        (break_remove, "has no weights"),
+        (break_shard, "names the weights file model-00001-of-00001.safetensors, which is not there"),
+        (break_index, "is not an index"),
+    ],
+)
+def test_bad_weights_are_named_and_nothing_is_left(pair, damage, message):
+    damage(pair / "language")
+    before = sorted(pair.rglob("*"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        merge(linear_plan(), Path("merged"))
+    assert sorted(path for path in pair.rglob("*") if path.name != "plan.yaml") == before
+
+
+def test_an_error_halfway_leaves_nothing(pair):
+    for place, folder in enumerate(("multimodal", "language")):
+        path = pair / folder / "model.safetensors"
+        save_file(load_file(path) | {"z.ids": torch.tensor([place])}, path)
+    with pytest.raises(ValueError, match=r"z\.ids: The models hold different integers"):
+        merge(linear_plan(), Path("out/merged"))
+    assert list(Path("out").iterdir()) == []
+
+
+def test_folder_without_config_is_named(pair):
+    (pair / "language" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        linear_plan()
+
+
+# --- the output folder -----------------------------------------------------------------------------------------------
+
+
+def test_output_takes_over_everything_but_weights_and_training_state(pair):
+    base = pair / "multimodal"
+    kept = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+    kept += ["processor_config.json", "preprocessor_config.json", "modeling_babylm_vlm.py", "LICENSE"]
+    left = ["README.md", "training_args.bin", "training_state.json", "trainer_state.json", "optimizer.pt"]
+    for name in kept + left:
+        (base / name).write_text(name)
+    for folder in ("vision_tower", "checkpoint-10", "optimizer", "chck_1M"):
+        (base / folder).mkdir()
+        (base / folder / "config.json").write_text("{}")
+        save_file({"a": torch.ones(1)}, base / folder / "model.safetensors")
+    plan = linear_plan()
+    merge(plan, Path("out/merged"))
+
+    expected = {*kept, "config.json", "model.safetensors", "mergekit_config.yml", "vision_tower"}
+    assert {path.name for path in Path("out/merged").iterdir()} == expected
+    assert {path.name for path in Path("out/merged/vision_tower").iterdir()} == {"config.json", "model.safetensors"}
+    assert Path("out/merged/mergekit_config.yml").read_text() == Path("plan.yaml").read_text()
+    with safe_open("out/merged/model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert [path.name for path in Path("out").iterdir()] == ["merged"]
+    assert Path("out/merged/model.safetensors").stat().st_mode == Path("plan.yaml").stat().st_mode
+
+
+def test_an_existing_output_is_replaced_only_on_request(pair):
+    merge(linear_plan(0.3), Path("merged"))
+    Path("merged/stale.txt").touch()
+    with pytest.raises(FileExistsError, match="merged exists"):
+        merge(linear_plan(0.6), Path("merged"))
+    merge(linear_plan(0.6), Path("merged"), overwrite=True)
+    assert not Path("merged/stale.txt").exists()
+    assert_same(load_file("merged/model.safetensors"), interpolate(tensors(1, projector=True), tensors(2), 0.6))
+
+    break_shape(pair / "language")
+    with pytest.raises(ValueError, match="has the shape"):
+        merge(linear_plan(0.1), Path("merged"), overwrite=True)
+    assert Path("merged/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("output", ["language", "multimodal/merged", "."])
+def test_output_never_touches_the_inputs(pair, output):
+    with pytest.raises(ValueError, match="overlaps with the input"):
+        merge(linear_plan(), Path(output), overwrite=True)
+
+
+def test_overwrite_spares_what_is_no_merge(pair):
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").touch()
+    with pytest.raises(FileExistsError, match="no earlier merge"):
+        merge(linear_plan(), Path("thesis"), overwrite=True)
+
+
+def test_merging_imports_no_transformers():
+    source = Path(read_plan.__code__.co_filename).parents[1]
+    script = f"""
+import sys, types
+package = types.ModuleType("babylm_vlm"); package.__path__ = [{str(source)!r}]; sys.modules["babylm_vlm"] = package
+import babylm_vlm.merging
+assert "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# --- real models, against mergekit -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplaces(tmp_path_factory):
+    """One folder per dtype with `runs/demo/{multimodal,language}`, merged by us and by mergekit for every plan."""
+    root = tmp_path_factory.mktemp("workplaces")
+    for name, dtype in DTYPES.items():
+        save_demo(root / name / "runs" / "demo", dtype)
+    here = os.getcwd()
+    try:
+        for name in DTYPES:
+            os.chdir(root / name)
+            for config in MERGE_CONFIGS:
+                merge(read_plan(config), Path("runs") / config.stem)
+    finally:
+        os.chdir(here)
+    run_without_package(root, MERGEKIT_SCRIPT, *map(str, MERGE_CONFIGS))
+    return root
+
+
+def save_demo(folder: Path, dtype: torch.dtype) -> None:
+    """A tiny multimodal checkpoint with a vision tower, and its language-only twin."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import (
+        AutoImageProcessor,
+        BitImageProcessor,
+        Dinov2Config,
+        Dinov2Model,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
+
+    vocabulary = ["<s>", "</s>", "<pad>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({token: place for place, token in enumerate(vocabulary)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens={"image_token": "<image>"}, **special
+    )
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    size |= {"tie_word_embeddings": True, "max_position_embeddings": 64}
+
+    torch.manual_seed(0)
+    tower = Dinov2Model(
+        Dinov2Config(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    )
+    tower.save_pretrained(folder.parent / "tower")
+    pixels = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessor(**pixels).save_pretrained(folder.parent / "tower")
+    image_processor = AutoImageProcessor.from_pretrained(folder.parent / "tower")
+    config = BabylmVlmConfig(
+        vision_tower=str(folder.parent / "tower"),
+        vision_hidden_size=12,
+        image_token_id=3,
+        image_processor=json.loads((folder.parent / "tower" / "preprocessor_config.json").read_text()),
+        **size,
+    )
+    BabylmVlmForConditionalGeneration(config).to(dtype).save_pretrained(folder / "multimodal")
+    BabylmVlmProcessor(image_processor, fast).save_pretrained(folder / "multimodal")
+    LlamaForCausalLM(LlamaConfig(**size)).to(dtype).save_pretrained(folder / "language")
+    fast.save_pretrained(folder / "language")
+
+
+MERGEKIT_SCRIPT = """
+import os
+from pathlib import Path
+from mergekit.architecture.auto import infer_architecture_info
+from mergekit.io.tasks import LoaderCache
+from mergekit.scripts.run_yaml import main
+root = Path.cwd()
+for place in sorted(path for path in root.iterdir() if path.name != "hf"):
+    os.chdir(place)
+    LoaderCache.loaders.clear()  # by path, and the paths are the same in every folder
+    infer_architecture_info.cache_clear()
+    for config in map(Path, sys.argv[1:]):
+        main([str(config), f"runs/{config.stem}-mergekit", "--trust-remote-code", "--quiet"], standalone_mode=False)
+"""
+
+LOAD_SCRIPT = """
+import numpy, torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+for path in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, use_safetensors=True)
+    assert type(model).__name__ == "BabylmVlmForConditionalGeneration", type(model)
+    assert type(model).__module__.startswith("transformers_modules")
+    inputs = processor("a cat", return_tensors="pt")
+    text = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert text.shape[1] > inputs["input_ids"].shape[1]
+    pooled = torch.ones(1, 1, model.config.vision_hidden_size)
+    seen = processor("<image> a cat", return_tensors="pt")
+    logits = [model(**seen, image_features=features).logits for features in (pooled, -pooled)]
+    assert not torch.equal(*logits)
+    if not path.endswith("-mergekit"):
+        picture = Image.fromarray(numpy.zeros((28, 28, 3), dtype=numpy.uint8))
+        model.generate(**processor("a cat", images=picture, return_tensors="pt"), max_new_tokens=3)
+    print("loaded", path)
+"""
+
+
+def run_without_package(folder: Path, script: str, *arguments: str) -> str:
+    """Run a script in a fresh process where `babylm_vlm` cannot be imported; return what it prints."""
+    environment = os.environ | {
+        "HF_HOME": str(folder / "hf"),
+        "HF_MODULES_CACHE": str(folder / "hf" / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", "import sys; sys.modules['babylm_vlm'] = None\n" + script, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("config", MERGE_CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_real_models_merge_as_mergekit_merges_them(workplaces, config, dtype):
+    runs = workplaces / dtype / "runs"
+    ours = load_file(runs / config.stem / "model.safetensors")
+    assert_same(ours, load_file(runs / f"{config.stem}-mergekit" / "model.safetensors"))
+
+    multimodal, language = (
+        load_file(runs / "demo" / name / "model.safetensors") for name in ("multimodal", "language")
+    )
+    assert set(ours) == set(multimodal) > set(language)
+    assert {tensor.dtype for tensor in ours.values()} == {DTYPES[dtype]}
+    assert all(same_bits(ours[name], multimodal[name]) for name in multimodal if "projector" in name)
+    changed = [name for name in language if same_bits(ours[name], multimodal[name])]
+    assert [name for name in changed if "norm" not in name] == []  # norms are all ones at the start
+
+
+def test_both_merges_load_and_run_without_the_package(workplaces):
+    outputs = [
+        str(workplaces / dtype / "runs" / f"{config.stem}{suffix}")
+        for dtype in DTYPES
+        for config in MERGE_CONFIGS
+        for suffix in ("", "-mergekit")
+    ]
+    printed = run_without_package(workplaces, LOAD_SCRIPT, *outputs)
+    assert "Do you wish to run the custom code" not in printed  # trust_remote_code=True must reach every part
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("loaded")] == outputs
