@@ -387,7 +387,7 @@ def test_output_never_touches_the_inputs(pair, output):
 def test_overwrite_spares_what_is_no_merge(pair):
     Path("thesis").mkdir()
     Path("thesis/chapter.tex").touch()
-    with pytest.raises(FileExistsError, match="no earlier merge"):
+    with pytest.raises(FileExistsError, match="no earlier output"):
         merge(linear_plan(), Path("thesis"), overwrite=True)
 
 

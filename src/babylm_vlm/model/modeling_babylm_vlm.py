@@ -14,6 +14,7 @@ Choices:
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from transformers import AutoModel, LlamaForCausalLM, LlamaModel
 from transformers.activations import ACT2FN
 
 from .configuration_babylm_vlm import BabylmVlmConfig
+
+if TYPE_CHECKING:  # so that tools which copy this file copy that one too
+    from .processing_babylm_vlm import BabylmVlmProcessor  # noqa: F401
 
 TOWER_FOLDER = "./vision_tower"
 

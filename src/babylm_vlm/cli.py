@@ -1,0 +1,140 @@
+"""The command table. Each command reads its arguments, calls one function of the package and prints what it found."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    help="Train a language-only and a multimodal BabyLM, merge their weights, measure both abilities.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write; it must not exist.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in that folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
+
+
+@app.command()
+def demo(
+    output_dir: OutputDir = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A one-minute run that only shows that all works.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the whole path on embedded data: train both twins, merge, score, choose alpha, report."""
+    from .demo.demo import run_demo
+
+    run_demo(output_dir, quick, seed, overwrite)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML of recipe fields and TrainingArguments.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, replacing the recipe's.")] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", help="Replaces the recipe's output_dir.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a language-only or a multimodal model from a recipe."""
+    import json
+
+    from .training.recipe import parse_overrides, read_recipe
+    from .training.train import train as run
+
+    keys = parse_overrides(overrides or []) | ({"output_dir": str(output_dir)} if output_dir else {})
+    made = read_recipe(recipe, keys)
+    state = run(made, overwrite)
+    if as_json:
+        print(json.dumps(state))
+    else:
+        print(
+            f"{made.output_dir}: {state['words_seen']:,} words seen in {state['steps']} steps, final loss "
+            f"{state['final_loss']:.3f}, {state['minutes']} minutes."
+        )
+
+
+@app.command()
+def merge(
+    plan: Annotated[Path, typer.Argument(help="mergekit YAML, such as merge_configs/linear.yaml.")],
+    output_dir: OutputDir,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge two checkpoints as a mergekit YAML says."""
+    from .hub.facts import write_merged_card
+    from .merging.linear import merge as run
+    from .merging.plan import read_plan
+
+    read = read_plan(plan)
+    run(read, output_dir, overwrite)
+    write_merged_card(output_dir, read)
+    print(f"{output_dir}: merged from {' and '.join(source.name for source in read.sources)}.")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of minimal pairs per task.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json.")],
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Subfolders, with commas; default: all.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on minimal pairs of text, or of a picture and two captions."""
+    import json
+
+    from .evaluation import evaluate_model, find_tasks, load_model, print_results, read_pairs, write_results
+    from .evaluation.evaluate import check_results_folder
+
+    check_results_folder(output_dir, overwrite)
+    found = find_tasks(data, tasks.split(",") if tasks else None)
+    pairs = {name: read_pairs(path) for name, path in found.items()}
+    loaded, processor = load_model(model, revision, trust_remote_code)
+    results = evaluate_model(loaded, processor, pairs, name=model, revision=revision, data=found)
+    write_results(results, output_dir, overwrite)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print_results(results)
+
+
+@app.command()
+def caption(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id of a multimodal or merged model.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    prompt: Annotated[str, typer.Option(help="Beginning of the caption.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 20,
+    trust_remote_code: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Caption pictures, greedily."""
+    import json
+
+    from .evaluation import load_model
+    from .evaluation.caption import caption_pictures
+
+    loaded, processor = load_model(model, trust_remote_code=trust_remote_code)
+    for image, text in zip(images, caption_pictures(loaded, processor, images, prompt, max_new_tokens), strict=True):
+        print(json.dumps({"image": str(image), "caption": text}) if as_json else f"{image}: {text}")
+
+
+def main() -> None:
+    """Run a command; wrong input ends with one sentence and exit code 1."""
+    try:
+        app()
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
+        sentence = escape(" ".join(str(error).split()))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {sentence}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

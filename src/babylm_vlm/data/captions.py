@@ -1,0 +1,114 @@
+"""Captioned pictures: the `imagefolder` layout on disk, or a `datasets` set with image and caption columns."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Image as ImageFeature
+from datasets import load_dataset
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class CaptionedPictures:
+    """Pictures, each once, and captions that point to them.
+
+    Attributes:
+        pictures: paths or PIL images.
+        captions: `(index into pictures, caption)`, in the order of the data.
+    """
+
+    pictures: Sequence[Path | Image.Image]
+    captions: list[tuple[int, str]]
+
+
+def read_captions(source: str, image_column: str = "image", caption_column: str = "text") -> CaptionedPictures:
+    """Read a local folder with `metadata.jsonl` (`file_name`, `text`), or the train split of a `datasets` set.
+
+    A picture may have several captions: several rows of `metadata.jsonl`, or a list in the caption column.
+
+    Raises:
+        FileNotFoundError: no `metadata.jsonl`, or a caption's picture is not there.
+        ValueError: a row lacks a field, or there is no caption.
+    """
+    if Path(source).exists() or source.startswith((".", "/")):
+        found = _read_imagefolder(Path(source), caption_column)
+    else:
+        rows = load_dataset(source, split="train").cast_column(image_column, ImageFeature())
+        captions = []
+        for index, texts in enumerate(rows[caption_column]):
+            captions += [(index, text) for text in ([texts] if isinstance(texts, str) else texts)]
+        found = CaptionedPictures(rows[image_column], captions)
+    if not found.captions:
+        raise ValueError(f"The captions in {source} are empty: there is no picture with a caption.")
+    return found
+
+
+def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
+    metadata = folder / "metadata.jsonl"
+    if not metadata.is_file():
+        raise FileNotFoundError(
+            f"There is no {metadata}: captions are a folder of pictures with a metadata.jsonl of rows "
+            f'{{"file_name": "x.png", "{caption_column}": "a caption"}}.'
+        )
+    pictures: dict[str, int] = {}
+    captions = []
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            name, caption = row["file_name"], row[caption_column]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{metadata}:{number} is not a JSON object with 'file_name' and '{caption_column}' ({error})."
+            ) from error
+        if name not in pictures and not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{metadata}:{number} has a caption without its picture: {folder / name} is missing."
+            )
+        captions.append((pictures.setdefault(name, len(pictures)), caption))
+    return CaptionedPictures([folder / name for name in pictures], captions)
+
+
+def open_picture(picture: Path | Image.Image) -> Image.Image:
+    """The picture in RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a picture that can be read.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if not picture.is_file():
+        raise FileNotFoundError(f"There is no picture {picture}.")
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"The picture {picture} cannot be read: it is damaged or no picture at all.") from error
+
+
+class CaptionRows(Dataset):
+    """One caption a row: `<s> <image> caption </s>` with its picture's pooled feature.
+
+    Args:
+        captions: `(index into features, caption)`.
+        features: pooled features (pictures, g*g, vision_hidden_size).
+        tokenizer: with `tokenizer.image_token`; puts `<s>` in front itself.
+    """
+
+    def __init__(self, captions: list[tuple[int, str]], features: torch.Tensor, tokenizer: PreTrainedTokenizerBase):
+        self.features = features
+        self.pictures = [index for index, _ in captions]
+        image_tokens = tokenizer.image_token * features.shape[1]
+        prompts = [f"{image_tokens} {caption}" for _, caption in captions]
+        self.rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(prompts)["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor(self.rows[index]), "image_features": self.features[self.pictures[index]]}

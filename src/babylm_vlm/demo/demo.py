@@ -1,0 +1,204 @@
+"""The whole path on embedded data: train both twins, merge them over a grid of alpha, score, choose, report.
+
+Every stage is the one its own command runs. Alpha is chosen on the selection split and reported on the test split.
+"""
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ..evaluation import (
+    MinimalPair,
+    accuracy,
+    difference_interval,
+    load_model,
+    picture_features,
+    read_pairs,
+    score_pairs,
+)
+from ..files import check_new_folder
+from ..hub.facts import write_merged_card, write_trained_card
+from ..merging.linear import interpolate, merge
+from ..merging.plan import MergePlan, linear_plan_yaml, read_plan
+from ..training.recipe import read_recipe
+from ..training.train import hardware, train
+from .plot import plot_alpha_curve
+from .report import print_table, write_report
+from .scenes import VISION_TOWER, write_demo_data
+
+HERE = Path(__file__).resolve().parent
+ANCESTOR = HERE / "ancestor"
+RECIPES = HERE.parent / "recipes"
+ALPHAS = [round(0.1 * step, 1) for step in range(11)]
+TASKS = ("grammar", "grounded")
+CHANCE = 0.5
+KEEP = 0.95
+RULE = (
+    f"Of the α whose accuracy on the grounded pairs keeps at least {KEEP:.0%} of the multimodal model's gain over "
+    "chance, the one with the best grammar, both measured on the selection split."
+)
+# `--quick` shows that every stage runs; its models have hardly learned anything.
+QUICK_SCENES, QUICK_PAIRS, QUICK_STEPS, QUICK_ALPHAS = 200, 10, 3, [0.0, 0.5, 1.0]
+
+
+def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bool = False) -> dict:
+    """Train, merge, score, choose and report; returns what `results.json` holds.
+
+    Leaves `data/`, `language/`, `multimodal/`, `merged/`, `results.json`, `alpha_curve.png` and `report.md`.
+
+    Raises:
+        FileExistsError: the output folder exists and `overwrite` is off, or it is no earlier demo.
+    """
+    output_dir = Path(output_dir)
+    check_new_folder(output_dir, overwrite, marker="data/captions/metadata.jsonl")
+    disable_progress_bar()  # transformers' bars for loading and saving small files; training's stay
+    console, started = Console(), time.monotonic()
+    console.rule("1/5 Draw the pictures", align="left")
+    data = write_demo_data(output_dir / "data", scenes=QUICK_SCENES if quick else None, overwrite=overwrite)
+    folders = {name: output_dir / name for name in ("language", "multimodal", "merged")}
+    shared = {"init_from": str(ANCESTOR), "seed": seed} | ({"max_steps": QUICK_STEPS} if quick else {})
+    text, captions = str(data / "text" / "train.txt.gz"), str(data / "captions")
+    recipes = {
+        "language": {"text": [text]},
+        "multimodal": {"captions": captions, "vision_tower": str(VISION_TOWER)},
+    }
+    training = {}
+    for number, (name, sources) in enumerate(recipes.items(), start=2):
+        console.rule(f"{number}/5 Train the {name} twin from their common ancestor", align="left")
+        keys = {**shared, **sources, "output_dir": str(folders[name])}
+        training[name] = train(read_recipe(RECIPES / f"demo_{name}.yaml", keys), overwrite)
+
+    console.rule("4/5 Merge over a grid of alpha and score on the selection split", align="left")
+    selection = read_split(data, "selection", QUICK_PAIRS if quick else None)
+    curve = score_alphas(folders, selection, QUICK_ALPHAS if quick else ALPHAS)
+    alpha = choose_alpha(curve)
+    plan_file = output_dir / "merge.yaml"
+    plan_file.write_text(linear_plan_yaml(str(folders["multimodal"]), str(folders["language"]), alpha))
+    plan = read_plan(plan_file)
+    merge(plan, folders["merged"], overwrite)
+
+    console.rule("5/5 Score the three models on the test split", align="left")
+    test = read_split(data, "test", QUICK_PAIRS if quick else None)
+    results = {
+        "schema_version": 1,
+        "quick": quick,
+        "seed": seed,
+        "rule": RULE,
+        "alpha": alpha,
+        "selection": curve,
+        "test": compare_on_test(folders, test),
+        "training": training,
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "hardware": hardware(),
+        "versions": {package: version(package) for package in ("babylm-vlm", "torch", "transformers", "mergekit")},
+    }
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plot_alpha_curve(curve, alpha, CHANCE, output_dir / "alpha_curve.png")
+    write_cards(folders, plan, results)
+    write_report(results, output_dir)
+    print_table(results, output_dir)
+    return results
+
+
+def read_split(data: Path, split: str, limit: int | None) -> dict[str, list[MinimalPair]]:
+    """Both tasks of a split; with a limit, that many rows of each paradigm."""
+    tasks = {task: read_pairs(data / split / task) for task in TASKS}
+    if limit is None:
+        return tasks
+    cut = {}
+    for task, pairs in tasks.items():
+        uids = dict.fromkeys(pair.uid for pair in pairs)
+        cut[task] = [pair for uid in uids for pair in [p for p in pairs if p.uid == uid][:limit]]
+    return cut
+
+
+def score_alphas(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]], alphas: list[float]) -> list[dict]:
+    """Accuracy on every task at every alpha, on one live model whose decoder is replaced for each.
+
+    Returns:
+        For each alpha `{"alpha": alpha, task: {"accuracy", "interval", "ties", "items", "paradigms", ...}}`.
+    """
+    model, processor = load_model(folders["multimodal"])
+    multimodal, language = (load_file(folders[name] / "model.safetensors") for name in ("multimodal", "language"))
+    features = picture_features(model, processor, tasks["grounded"])
+    curve = []
+    for alpha in tqdm(alphas, desc="merging and scoring", unit="alpha"):
+        set_weights(model, interpolate(multimodal, language, alpha))
+        point = {"alpha": alpha}
+        for task, pairs in tasks.items():
+            scores = score_pairs(model, processor, pairs, features, progress=False)
+            point[task] = accuracy(scores, pairs).to_dict()
+        curve.append(point)
+    return curve
+
+
+def set_weights(model: PreTrainedModel, tensors: dict) -> None:
+    """Load weights as a file names them; the tied head follows the embeddings."""
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"The merged weights do not fit the model: {missing=}, {unexpected=}.")
+
+
+def choose_alpha(curve: list[dict]) -> float:
+    """The alpha of `RULE`. Where nothing was gained over chance, that is the best grammar at any alpha."""
+    gain = curve[-1]["grounded"]["accuracy"] - CHANCE
+    keeping = [point for point in curve if point["grounded"]["accuracy"] - CHANCE >= KEEP * gain]
+    return max(keeping or curve, key=lambda point: point["grammar"]["accuracy"])["alpha"]
+
+
+def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]]) -> dict:
+    """The three models on the test split, and their paired differences.
+
+    Returns:
+        `{"models": {name: {task: accuracy}}, "differences": {task: {"a - b": difference}}, "grammar_gap_recovered",
+        "grounded_gain_kept"}`; the last two are fractions, None where there was no gap or gain.
+    """
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for name, folder in tqdm(folders.items(), desc="scoring the test split", unit="model"):
+        model, processor = load_model(folder)
+        scores[name] = {task: score_pairs(model, processor, pairs, progress=False) for task, pairs in tasks.items()}
+    measured = {
+        name: {task: accuracy(scores[name][task], tasks[task]).to_dict() for task in TASKS} for name in folders
+    }
+    differences = {
+        task: {
+            f"{a} - {b}": difference_interval(scores[a][task], scores[b][task], tasks[task]).to_dict()
+            for a, b in (("language", "multimodal"), ("merged", "multimodal"), ("merged", "language"))
+        }
+        for task in TASKS
+    }
+
+    def value(name: str, task: str) -> float:
+        return measured[name][task]["accuracy"]
+
+    gap = value("language", "grammar") - value("multimodal", "grammar")
+    gain = value("multimodal", "grounded") - CHANCE
+    return {
+        "models": measured,
+        "differences": differences,
+        "grammar_gap_recovered": (value("merged", "grammar") - value("multimodal", "grammar")) / gap if gap else None,
+        "grounded_gain_kept": (value("merged", "grounded") - CHANCE) / gain if gain else None,
+    }
+
+
+def write_cards(folders: dict[str, Path], plan: MergePlan, results: dict) -> None:
+    """Put the test results on the cards of the three models."""
+    rows = {
+        name: [
+            {"task": f"{task} minimal pairs (demo)", "split": "test"}
+            | {key: measured[key] for key in ("accuracy", "interval", "chance", "items")}
+            for task, measured in results["test"]["models"][name].items()
+        ]
+        for name in folders
+    }
+    write_trained_card(folders["language"], rows["language"])
+    write_trained_card(folders["multimodal"], rows["multimodal"])
+    write_merged_card(folders["merged"], plan, RULE, rows["merged"])

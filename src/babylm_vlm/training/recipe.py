@@ -1,0 +1,158 @@
+"""A recipe: one flat YAML of the fields below and of `transformers.TrainingArguments`."""
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+NUMBER_WITHOUT_POINT = re.compile(r"[+-]?\d+[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
+
+
+@dataclass
+class Recipe:
+    """What is trained, from what, on what.
+
+    Attributes:
+        model: `language` (a plain Llama) or `multimodal` (a Llama with eyes).
+        output_dir: folder of the finished checkpoint.
+        init_from: checkpoint (folder or Hub id) whose weights training starts from: the ancestor. Twins that are to
+            be merged share it. None: random weights.
+        tokenizer: folder or Hub id; None: the ancestor's, or without an ancestor a new one trained on `text`.
+        vocab_size: tokens of a new tokenizer.
+        hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads: the decoder's
+            shape, without an ancestor.
+        text: `.txt` / `.txt.gz` files (a sentence a line) or `datasets` ids.
+        text_column: of a `datasets` text set.
+        block_size: tokens in a row of text.
+        captions: folder in `imagefolder` layout with `metadata.jsonl`, or a `datasets` id.
+        image_column, caption_column: of the captions.
+        vision_tower: Hub id or folder of the frozen tower.
+        vision_tower_revision: its branch, tag or commit on the Hub.
+        vision_feature_layer: which hidden state of the tower is pooled.
+        vision_grid: pooled to `vision_grid x vision_grid` visual tokens.
+        projector_learning_rate: peak learning rate of the projector; None: the decoder's.
+        training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
+    """
+
+    model: str
+    output_dir: str
+    init_from: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 8192
+    hidden_size: int = 256
+    intermediate_size: int = 640
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    text: list[str] = field(default_factory=list)
+    text_column: str = "text"
+    block_size: int = 128
+    captions: str | None = None
+    image_column: str = "image"
+    caption_column: str = "text"
+    vision_tower: str = "facebook/dinov2-large"
+    vision_tower_revision: str | None = None
+    vision_feature_layer: int = -2
+    vision_grid: int = 1
+    projector_learning_rate: float | None = None
+    training: dict = field(default_factory=dict)
+
+
+def read_recipe(path: Path, overrides: dict | None = None) -> Recipe:
+    """Read a YAML recipe; `overrides` replace its keys.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no YAML mapping, or a key is unknown, missing or contradicts another.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no recipe {path}.")
+    try:
+        keys = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(keys, dict):
+        raise ValueError(f"The recipe {path} must be a YAML mapping of keys to values.")
+    return make_recipe({**keys, **(overrides or {})}, str(path))
+
+
+def make_recipe(keys: dict, where: str) -> Recipe:
+    """Build a recipe from flat keys; `where` names their source in error messages. Raises as `read_recipe`."""
+    keys = {key: _number(value) for key, value in keys.items()}
+    own = {f.name for f in fields(Recipe)} - {"training"}
+    trainers = {f.name for f in fields(TrainingArguments)} - own
+    for key in keys:
+        if key not in own | trainers:
+            near = difflib.get_close_matches(str(key), own | trainers, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"Unknown key '{key}' in {where}.{hint}")
+    for key in ("model", "output_dir"):
+        if key not in keys:
+            raise ValueError(f"The key '{key}' is missing in {where}.")
+    recipe = Recipe(
+        **{key: value for key, value in keys.items() if key in own},
+        training={key: value for key, value in keys.items() if key in trainers},
+    )
+    if isinstance(recipe.text, str):
+        recipe.text = [recipe.text]
+    if recipe.model not in ("language", "multimodal"):
+        raise ValueError(f"'model' must be 'language' or 'multimodal', not {recipe.model!r}, in {where}.")
+    if recipe.model == "language" and recipe.captions:
+        raise ValueError(f"A language model takes no 'captions': remove the key from {where}.")
+    if recipe.model == "language" and not recipe.text:
+        raise ValueError(f"A language model needs 'text', a list of files or data sets, in {where}.")
+    if recipe.model == "multimodal" and not recipe.captions:
+        raise ValueError(f"A multimodal model needs 'captions', a folder or data set, in {where}.")
+    return recipe
+
+
+def parse_overrides(pairs: list[str]) -> dict:
+    """`["learning_rate=1e-3", "text=[a.txt]"]` -> keys with YAML values.
+
+    Raises:
+        ValueError: a pair has no `=`, or its value is no YAML.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"'{pair}' is not of the form key=value.")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of '{key}' is not valid YAML: {value}") from error
+    return overrides
+
+
+def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
+    """`TrainingArguments` of a recipe; only what the recipe leaves open differs from the library's defaults.
+
+    Raises:
+        ValueError: a value is of the wrong kind.
+    """
+    keys = {"save_strategy": "no", "report_to": "none", "logging_steps": 50, "remove_unused_columns": False}
+    keys["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU wants it said
+    keys.update(recipe.training)
+    if keys.get("bf16") == "auto":
+        keys["bf16"] = bf16_is_fast()
+    try:
+        return TrainingArguments(output_dir=str(output_dir), **keys)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A training key of the recipe has a wrong value: {error}") from error
+
+
+def bf16_is_fast() -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _number(value):
+    """Text such as `1e-3` as the number it means; everything else unchanged."""
+    return float(value) if isinstance(value, str) and NUMBER_WITHOUT_POINT.fullmatch(value) else value

@@ -1,0 +1,248 @@
+"""Train one of the twins with HF `Trainer`; the loop, the schedule and the devices are the library's.
+
+A finished run is a complete checkpoint folder: weights, tokenizer or processor, remote code, vision tower,
+`training_state.json` and a model card.
+"""
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import ConcatDataset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from ..data.captions import CaptionRows, read_captions
+from ..data.features import picture_features
+from ..data.text import TextBlocks, count_words, read_sentences
+from ..data.tokenizer import train_tokenizer
+from ..files import new_folder, sha256
+from ..hub.facts import STATE_FILE, write_trained_card
+from ..model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
+from .recipe import Recipe, training_arguments
+
+DECODER_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def train(recipe: Recipe, overwrite: bool = False) -> dict:
+    """Train what the recipe says and leave a checkpoint in `recipe.output_dir`.
+
+    Returns:
+        The training state, as in `training_state.json`.
+
+    Raises:
+        FileExistsError: the output folder exists and `overwrite` is off.
+        FileNotFoundError, ValueError: the data or the ancestor cannot be used.
+    """
+    with new_folder(Path(recipe.output_dir), overwrite) as folder:
+        started = time.monotonic()
+        arguments = training_arguments(recipe, folder)
+        set_seed(arguments.seed)
+        sentences = {source: read_sentences(source, recipe.text_column) for source in recipe.text}
+        tokenizer = load_tokenizer(recipe, sentences)
+        model = build_language_model(recipe, tokenizer)
+        data = [{"name": source, "words": count_words(s), "sentences": len(s)} for source, s in sentences.items()]
+        rows = (
+            [TextBlocks([line for s in sentences.values() for line in s], tokenizer, recipe.block_size)]
+            if data
+            else []
+        )
+        processor = tokenizer
+        if recipe.model == "multimodal":
+            image_processor = AutoImageProcessor.from_pretrained(
+                recipe.vision_tower, revision=recipe.vision_tower_revision
+            )
+            model = give_eyes(model, recipe, tokenizer, image_processor).to(arguments.device)
+            processor = BabylmVlmProcessor(image_processor, tokenizer, visual_tokens=model.config.visual_tokens)
+            captions, described = load_captions(recipe, model, processor)
+            rows.append(captions)
+            data.append(described)
+        trainer = TwinTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=ConcatDataset(rows),
+            data_collator=Collator(tokenizer),
+            projector_learning_rate=recipe.projector_learning_rate,
+        )
+        output = trainer.train()
+        if not trainer.is_world_process_zero():
+            return {}
+        epochs = output.metrics["epoch"]
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        state = {
+            "model": recipe.model,
+            "ancestor": describe_ancestor(recipe.init_from),
+            "data": data,
+            "epochs": round(epochs, 4),
+            "words_seen": round(epochs * sum(source["words"] for source in data)),
+            "steps": trainer.state.global_step,
+            "final_loss": losses[-1] if losses else output.training_loss,
+            "parameters": model.num_parameters(),
+            "seed": arguments.seed,
+            "precision": "bf16 autocast" if arguments.bf16 else "fp32",
+            "hardware": hardware(),
+            "minutes": round((time.monotonic() - started) / 60, 2),
+            "versions": {package: version(package) for package in ("babylm-vlm", "torch", "transformers")},
+            "recipe": {key: value for key, value in asdict(recipe).items() if key != "training"} | recipe.training,
+        }
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    write_trained_card(Path(recipe.output_dir))
+    return state
+
+
+def hardware() -> str:
+    """The device that trains, in words: the GPU's name, or the kind of processor and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+
+
+def load_tokenizer(recipe: Recipe, sentences: dict[str, list[str]]) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer, the ancestor's, or a new one trained on the text.
+
+    Raises:
+        FileNotFoundError: the ancestor is not there.
+        ValueError: there is nothing to train a tokenizer on.
+    """
+    source = recipe.tokenizer or recipe.init_from
+    if source is not None:
+        if source.startswith((".", "/")) and not Path(source).is_dir():
+            raise FileNotFoundError(
+                f"There is no checkpoint {source}: check the recipe's 'init_from' and 'tokenizer'."
+            )
+        return AutoTokenizer.from_pretrained(source)
+    if not sentences:
+        raise ValueError("Without 'tokenizer' and 'init_from' a recipe needs 'text' to train a tokenizer on.")
+    return train_tokenizer((line for lines in sentences.values() for line in lines), recipe.vocab_size)
+
+
+def build_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """The ancestor in fp32, or a Llama of the recipe's shape with random weights and tied embeddings."""
+    if recipe.init_from is not None:
+        return LlamaForCausalLM.from_pretrained(recipe.init_from, dtype=torch.float32, use_safetensors=True)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **{name: getattr(recipe, name) for name in DECODER_SHAPE},
+        )
+    )
+
+
+def give_eyes(
+    language: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, image_processor
+) -> BabylmVlmForConditionalGeneration:
+    """The multimodal model with this decoder and a new projector; if the ancestor has eyes, the ancestor itself."""
+    if recipe.init_from is not None and AutoConfig.from_pretrained(recipe.init_from).model_type == "babylm_vlm":
+        return BabylmVlmForConditionalGeneration.from_pretrained(recipe.init_from, dtype=torch.float32)
+    tower = AutoConfig.from_pretrained(recipe.vision_tower, revision=recipe.vision_tower_revision)
+    decoder = {k: v for k, v in language.config.to_dict().items() if k not in ("model_type", "architectures")}
+    config = BabylmVlmConfig(
+        vision_tower=recipe.vision_tower,
+        vision_tower_revision=recipe.vision_tower_revision,
+        vision_feature_layer=recipe.vision_feature_layer,
+        vision_hidden_size=tower.hidden_size,
+        vision_grid=recipe.vision_grid,
+        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        image_processor=image_processor.to_dict(),
+        **decoder,
+    )
+    model = BabylmVlmForConditionalGeneration(config)
+    model.model.load_state_dict(language.model.state_dict(), strict=False)
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    return model
+
+
+def load_captions(
+    recipe: Recipe, model: BabylmVlmForConditionalGeneration, processor: BabylmVlmProcessor
+) -> tuple[CaptionRows, dict]:
+    """Caption rows with their pictures' pooled features, and what they are (name, words, pictures, captions)."""
+    found = read_captions(recipe.captions, recipe.image_column, recipe.caption_column)
+    features = picture_features(model, processor.image_processor, found.pictures)
+    described = {
+        "name": recipe.captions,
+        "words": count_words([caption for _, caption in found.captions]),
+        "captions": len(found.captions),
+        "pictures": len(found.pictures),
+    }
+    return CaptionRows(found.captions, features, processor.tokenizer), described
+
+
+def describe_ancestor(init_from: str | None) -> dict | None:
+    """Name of the ancestor and, for a folder on this disk, the hash of its weights."""
+    if init_from is None:
+        return None
+    weights = Path(init_from) / "model.safetensors"
+    return {"name": init_from, "sha256": sha256(weights) if weights.is_file() else None}
+
+
+class Collator:
+    """Right-pad rows to a batch. Padding and `<image>` are no targets; pooled features follow row order."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad = tokenizer.pad_token_id
+        self.given = [tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(tokenizer.image_token)]
+
+    def __call__(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        input_ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=self.pad)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": (input_ids != self.pad).long(),
+            "labels": input_ids.masked_fill(torch.isin(input_ids, torch.tensor(self.given)), -100),
+        }
+        features = [row["image_features"] for row in rows if "image_features" in row]
+        if features:
+            batch["image_features"] = torch.stack(features)
+        return batch
+
+
+class TwinTrainer(Trainer):
+    """`Trainer` with a learning rate of its own for the projector, which starts from random weights."""
+
+    def __init__(self, *args, projector_learning_rate: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.projector_learning_rate = projector_learning_rate
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        """Three groups: decoder weights, decoder vectors (norms; no decay), projector."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        named = list(self.model.named_parameters())
+        projector = [p for name, p in named if "multi_modal_projector" in name]
+        decoder = [p for name, p in named if "multi_modal_projector" not in name]
+        groups = [
+            {"params": [p for p in decoder if p.dim() > 1], "weight_decay": self.args.weight_decay},
+            {"params": [p for p in decoder if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        if projector:
+            rate = self.projector_learning_rate or self.args.learning_rate
+            groups.append({"params": projector, "weight_decay": 0.0, "lr": rate})
+        self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer

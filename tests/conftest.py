@@ -1,0 +1,102 @@
+"""Tiny real tokenizer, models and checkpoints, made once per session. Nothing is asked of the network."""
+
+import os
+import tempfile
+
+HUB_CACHE = tempfile.TemporaryDirectory(prefix="babylm-vlm-tests-")  # removed when the session ends
+os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when a Hugging Face library is first imported
+os.environ["HF_HOME"] = HUB_CACHE.name
+
+import pytest
+import torch
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+
+from babylm_vlm.data.tokenizer import train_tokenizer
+from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
+
+torch.set_num_threads(1)
+
+SENTENCES = [
+    "the cat sat next to the tree",
+    "the dog sees a red ball",
+    "a red cat is under the blue table",
+    "who did the girl see",
+    "the girls were running home and the boys were not",
+]
+DECODER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,  # ten times the usual: sentences then differ clearly in probability
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Byte-level BPE of 320 tokens."""
+    return train_tokenizer(SENTENCES, vocab_size=320)
+
+
+@pytest.fixture(scope="session")
+def decoder_fields(tiny_tokenizer):
+    """Fields that the two models' configurations share."""
+    ids = {name: getattr(tiny_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"vocab_size": len(tiny_tokenizer), **ids, **DECODER}
+
+
+@pytest.fixture(scope="session")
+def tiny_tower(tmp_path_factory):
+    """Folder of a random DINOv2 of width 16 with its image processor: 28 x 28 pixels, 2 x 2 patches."""
+    folder = tmp_path_factory.mktemp("tower")
+    torch.manual_seed(2)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessor(**sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def language_checkpoint(tmp_path_factory, tiny_tokenizer, decoder_fields):
+    """Folder of a random plain Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("language")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**decoder_fields)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multimodal_checkpoint(tmp_path_factory, tiny_tokenizer, tiny_tower, decoder_fields):
+    """Folder of a random multimodal model (2 x 2 visual tokens), its processor and its tower."""
+    folder = tmp_path_factory.mktemp("multimodal")
+    torch.manual_seed(1)
+    config = BabylmVlmConfig(
+        vision_tower=str(tiny_tower),
+        vision_hidden_size=16,
+        vision_grid=2,
+        image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
+        **decoder_fields,
+    )
+    BabylmVlmForConditionalGeneration(config).save_pretrained(folder)
+    image_processor = BitImageProcessor.from_pretrained(tiny_tower)
+    BabylmVlmProcessor(image_processor, tiny_tokenizer, visual_tokens=4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_language(language_checkpoint):
+    """A fresh language-only model."""
+    return LlamaForCausalLM.from_pretrained(language_checkpoint).eval()
+
+
+@pytest.fixture
+def tiny_multimodal(multimodal_checkpoint):
+    """A fresh multimodal model and its processor."""
+    model = BabylmVlmForConditionalGeneration.from_pretrained(multimodal_checkpoint).eval()
+    return model, BabylmVlmProcessor.from_pretrained(multimodal_checkpoint)
