@@ -96,7 +96,10 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def train(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor, options: argparse.Namespace) -> int:
-    """Binary cross-entropy on the facts (the linear layer learns ten times as fast as the tower), until the epochs or the minutes are used up. Returns the updates made."""
+    """Binary cross-entropy on the facts until the epochs or the minutes are used up; returns the updates made.
+
+    The linear layer learns ten times as fast as the tower.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     decayed = [p for p in tower.parameters() if p.ndim > 1]
     plain = [p for p in tower.parameters() if p.ndim <= 1]

@@ -1,11 +1,12 @@
 """Tiny real tokenizer, models and checkpoints, made once per session. Nothing is asked of the network."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-HUB_CACHE = tempfile.TemporaryDirectory(prefix="babylm-vlm-tests-")  # removed when the session ends
 os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when a Hugging Face library is first imported
-os.environ["HF_HOME"] = HUB_CACHE.name
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="babylm-vlm-tests-")
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 SENTENCES = [
     "the cat sat next to the tree",

@@ -3,6 +3,7 @@
 Run: pytest tests/test_evaluation.py
 """
 
+import copy
 import gzip
 import json
 import math
@@ -462,6 +463,18 @@ def test_failures_are_printed(tiny_language, tiny_tokenizer):
     print_results(results, console)
     assert "grammar: 1 pairs have scores that are not finite" in console.export_text()
     assert results["tasks"]["grammar"]["accuracy"] == 0.0
+
+
+def test_low_precision_checkpoints_are_scored_in_fp32(tmp_path, tiny_language, tiny_tokenizer):
+    """The reference has rounded parameters but fp32 rotary frequencies, which `model.bfloat16()` would round too."""
+    copy.deepcopy(tiny_language).bfloat16().save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for parameter in tiny_language.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    model, tokenizer = load_model(tmp_path)
+    assert model.dtype == torch.float32
+    expected = sequence_scores(tiny_language, tiny_tokenizer, SENTENCES)
+    np.testing.assert_allclose(sequence_scores(model, tokenizer, SENTENCES), expected, atol=1e-4)
 
 
 def test_load_model_names_what_is_missing(tmp_path, language_checkpoint):
