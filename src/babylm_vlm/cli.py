@@ -130,7 +130,7 @@ def main() -> None:
     """Run a command; wrong input ends with one sentence and exit code 1."""
     try:
         app()
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sentence = escape(" ".join(str(error).split()))
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {sentence}")
         sys.exit(1)

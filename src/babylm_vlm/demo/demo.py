@@ -60,32 +60,28 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     output_dir = Path(output_dir)
     check_new_folder(output_dir, overwrite, marker="data/captions/metadata.jsonl")
     disable_progress_bar()  # transformers' bars for loading and saving small files; training's stay
-    console, started = Console(), time.monotonic()
-    console.rule("1/5 Draw the pictures", align="left")
-    data = write_demo_data(output_dir / "data", scenes=QUICK_SCENES if quick else None, overwrite=overwrite)
+    started = time.monotonic()
     folders = {name: output_dir / name for name in ("language", "multimodal", "merged")}
-    shared = {"init_from": str(ANCESTOR), "seed": seed} | ({"max_steps": QUICK_STEPS} if quick else {})
-    text, captions = str(data / "text" / "train.txt.gz"), str(data / "captions")
-    recipes = {
-        "language": {"text": [text]},
-        "multimodal": {"captions": captions, "vision_tower": str(VISION_TOWER)},
-    }
-    training = {}
-    for number, (name, sources) in enumerate(recipes.items(), start=2):
-        console.rule(f"{number}/5 Train the {name} twin from their common ancestor", align="left")
-        keys = {**shared, **sources, "output_dir": str(folders[name])}
-        training[name] = train(read_recipe(RECIPES / f"demo_{name}.yaml", keys), overwrite)
 
-    console.rule("4/5 Merge over a grid of alpha and score on the selection split", align="left")
+    announce(1, "Draw the pictures")
+    data = write_demo_data(output_dir / "data", QUICK_SCENES if quick else None, overwrite)
+    announce(2, "Train the language-only twin from the common ancestor")
+    shared = {"init_from": str(ANCESTOR), "seed": seed} | ({"max_steps": QUICK_STEPS} if quick else {})
+    text = {"text": str(data / "text" / "train.txt.gz"), "output_dir": str(folders["language"])}
+    training = {"language": train(read_recipe(RECIPES / "demo_language.yaml", shared | text), overwrite)}
+    announce(3, "Train the multimodal twin from the common ancestor")
+    captions = {"captions": str(data / "captions"), "output_dir": str(folders["multimodal"])}
+    recipe = read_recipe(RECIPES / "demo_multimodal.yaml", shared | captions | {"vision_tower": str(VISION_TOWER)})
+    training["multimodal"] = train(recipe, overwrite)
+    announce(4, "Merge over a grid of α and score on the selection split")
     selection = read_split(data, "selection", QUICK_PAIRS if quick else None)
     curve = score_alphas(folders, selection, QUICK_ALPHAS if quick else ALPHAS)
     alpha = choose_alpha(curve)
+    announce(5, f"Merge at α = {alpha:g} and score the three models on the test split")
     plan_file = output_dir / "merge.yaml"
     plan_file.write_text(linear_plan_yaml(str(folders["multimodal"]), str(folders["language"]), alpha))
     plan = read_plan(plan_file)
     merge(plan, folders["merged"], overwrite)
-
-    console.rule("5/5 Score the three models on the test split", align="left")
     test = read_split(data, "test", QUICK_PAIRS if quick else None)
     results = {
         "schema_version": 1,
@@ -106,6 +102,11 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     write_report(results, output_dir)
     print_table(results, output_dir)
     return results
+
+
+def announce(stage: int, what: str) -> None:
+    """Head a stage of the run on the screen."""
+    Console().rule(f"{stage}/5 {what}", align="left")
 
 
 def read_split(data: Path, split: str, limit: int | None) -> dict[str, list[MinimalPair]]:

@@ -97,8 +97,7 @@ def make_recipe(keys: dict, where: str) -> Recipe:
         **{key: value for key, value in keys.items() if key in own},
         training={key: value for key, value in keys.items() if key in trainers},
     )
-    if isinstance(recipe.text, str):
-        recipe.text = [recipe.text]
+    recipe.text = [recipe.text] if isinstance(recipe.text, str) else recipe.text or []
     if recipe.model not in ("language", "multimodal"):
         raise ValueError(f"'model' must be 'language' or 'multimodal', not {recipe.model!r}, in {where}.")
     if recipe.model == "language" and recipe.captions:

@@ -1,0 +1,166 @@
+"""Write docs/results.md from results.json files alone.
+
+    python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2 --real runs/real
+
+--demo takes folders that `babylm-vlm demo` left, --real the OUT folder of scripts/real_data.sh.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from babylm_vlm.demo.report import NAMES, percent, points, share
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "merged-0.8", "merged-0.9", "multimodal")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def spread(values: list[float]) -> str:
+    """`71.3 (70.9 to 71.8)`: mean and range of fractions, in percent."""
+    mean = sum(values) / len(values)
+    return f"{100 * mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def demo_section(runs: list[dict]) -> list[str]:
+    """Three models, both abilities, every seed; then the mean over seeds."""
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    state = runs[0]["training"]
+    lines = [
+        "## The demo",
+        "",
+        f"`babylm-vlm demo` under seeds {seeds}, on {runs[0]['hardware']}; "
+        f"{', '.join(str(run['minutes']) for run in runs)} minutes each. Both twins start from the ancestor in the "
+        f"package; the language-only one reads {state['language']['words_seen']:,} words of text, the multimodal one "
+        f"{state['multimodal']['words_seen']:,} words of captions. Test split, accuracy in % with 95 % bootstrap "
+        "intervals over items; chance is 50. Grounded pairs are mirrored: text alone is at exactly 50.",
+        "",
+        "![Both abilities against alpha](alpha_curve.png)",
+        "",
+        f"*Seed {runs[0]['seed']}, selection split.*",
+        "",
+    ]
+    rows = []
+    for run in runs:
+        for name in NAMES:
+            label = f"merged, α = {run['alpha']:g}" if name == "merged" else name
+            measured = run["test"]["models"][name]
+            rows.append([str(run["seed"]), label, percent(measured["grammar"]), percent(measured["grounded"])])
+    lines += table(["seed", "model", "grammar", "grounded"], rows)
+    lines += ["", "Paired differences in points, and what they amount to:", ""]
+    rows = []
+    for run in runs:
+        test = run["test"]
+        rows.append(
+            [
+                str(run["seed"]),
+                points(test["differences"]["grammar"]["language - multimodal"]),
+                points(test["differences"]["grammar"]["merged - multimodal"]),
+                share(test["grammar_gap_recovered"]),
+                points(test["differences"]["grounded"]["merged - multimodal"]),
+                share(test["grounded_gain_kept"]),
+            ]
+        )
+    header = ["seed", "grammar: language − multimodal", "grammar: merged − multimodal", "gap recovered"]
+    lines += table([*header, "grounded: merged − multimodal", "gain over chance kept"], rows)
+    lines += ["", f"α: {runs[0]['rule']}", "", "Mean over seeds, with the smallest and the largest:", ""]
+    rows = []
+    for name in NAMES:
+        tests = [run["test"]["models"][name] for run in runs]
+        rows.append([name] + [spread([t[task]["accuracy"] for t in tests]) for task in ("grammar", "grounded")])
+    lines += table(["model", "grammar", "grounded"], rows)
+    lines += ["", "### Paradigms, mean over seeds", ""]
+    rows = []
+    for task in ("grammar", "grounded"):
+        for uid, row in runs[0]["test"]["models"]["merged"][task]["paradigms"].items():
+            cells = [f"{task}: {uid}", str(row["items"])]
+            for name in NAMES:
+                values = [run["test"]["models"][name][task]["paradigms"][uid]["accuracy"] for run in runs]
+                cells.append(f"{100 * sum(values) / len(values):.1f}")
+            rows.append(cells)
+    return [*lines, *table(["paradigm", "items", *NAMES], rows), ""]
+
+
+def real_section(folder: Path) -> list[str]:
+    """Both twins and the merges on real data."""
+    scores = {
+        model: {
+            task: next(iter(read(folder / "scores" / model / task / "results.json")["tasks"].values()))
+            for task in ("grounded", "blimp")
+        }
+        for model in REAL_MODELS
+    }
+    states = {name: read(folder / name / "training_state.json") for name in ("ancestor", "language", "multimodal")}
+    captions = states["multimodal"]["data"][-1]
+    counts = {task: scores["multimodal"][task]["items"] for task in ("grounded", "blimp")}
+    lines = [
+        "## Real data: Abstract Scenes and BabyLM text",
+        "",
+        "One seed, `scripts/real_data.sh`: a "
+        f"{states['multimodal']['parameters'] / 1e6:.1f}-million-parameter model. The ancestor read "
+        f"{states['ancestor']['words_seen']:,} words of BabyLM text once; the language-only twin went on for "
+        f"{states['language']['words_seen']:,} words, the multimodal one for {states['multimodal']['words_seen']:,} "
+        f"words of {captions['captions']:,} captions of {captions['pictures']:,} drawn scenes. The frozen tower was "
+        "trained from scratch to name what is in the training scenes. "
+        f"Grounded: {counts['grounded']:,} choices in {counts['grounded'] // 2:,} mirrored pairs (Nikolaus and "
+        f"Fourtassi 2021) on scenes never trained on. Grammar: {counts['blimp']:,} pairs of BLiMP, the challenge's "
+        "fast set, macro average over 67 paradigms. α was not chosen: all that were merged are shown. Accuracy in % with "
+        "95 % bootstrap intervals; chance is 50.",
+        "",
+    ]
+    rows = [[model, percent(s["blimp"]), percent(s["grounded"])] for model, s in scores.items()]
+    lines += table(["model", "BLiMP (fast)", "grounded"], rows)
+    lines += ["", "Grounded pairs by kind:", ""]
+    rows = []
+    for uid, row in scores["multimodal"]["grounded"]["paradigms"].items():
+        accuracies = [100 * s["grounded"]["paradigms"][uid]["accuracy"] for s in scores.values()]
+        rows.append([uid, str(row["items"]), *(f"{accuracy:.1f}" for accuracy in accuracies)])
+    lines += table(["kind", "choices", *scores], rows)
+    able = [uid for uid, row in scores["language"]["blimp"]["paradigms"].items() if row["accuracy"] > 0.6]
+    lines += [
+        "",
+        f"Many BLiMP paradigms are near chance for a model this small. On the {len(able)} where the language-only twin "
+        "is above 60 % (chosen on the same items, which flatters it): "
+        + ", ".join(
+            f"{model} {100 * sum(s['blimp']['paradigms'][uid]['accuracy'] for uid in able) / len(able):.1f}"
+            for model, s in scores.items()
+        )
+        + ".",
+        "",
+    ]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, nargs="+", required=True)
+    parser.add_argument("--real", type=Path)
+    options = parser.parse_args()
+    runs = [read(folder / "results.json") for folder in options.demo]
+    if any(run["quick"] for run in runs):
+        parser.error("A --quick run has no numbers worth reporting.")
+    versions = ", ".join(f"{package} {number}" for package, number in runs[0]["versions"].items())
+    lines = [
+        "# Results",
+        "",
+        "Written by `scripts/write_results.py` from the `results.json` of the runs; no number is typed by hand. "
+        f"{versions}.",
+        "",
+        *demo_section(runs),
+        *(real_section(options.real) if options.real else []),
+    ]
+    (DOCS / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    shutil.copyfile(options.demo[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
+
+
+if __name__ == "__main__":
+    main()
