@@ -12,7 +12,8 @@ SOURCE holds
 What is written:
   captions/{ID.jpg, metadata.jsonl}       training scenes, a row per caption: file_name, text, facts
   test/grounded/{ID.jpg, UID.jsonl}       minimal pairs; rows 2k and 2k+1 mirror each other (two pictures and two
-                                          sentences), as in the eight complete files of the source
+                                          sentences), as in the eight complete files of the source; one pair of
+                                          `adjectives` names the same picture twice and is kept for comparability
 
 Scenes are drawn at 500 by 400 and squashed to a square. Captions are put in the form of the evaluation sentences:
 lower case, no final stop, no space before punctuation. `facts`, for scripts/train_vision_tower.py, say which sprite
@@ -117,7 +118,7 @@ def read_pairs(path: Path, uid: str) -> list[dict]:
     pairs = []
     for number, row in enumerate(rows):
         other = rows[number ^ 1]
-        if row["target_sentence"] != other["distractor_sentence"] or row["img_id"] == other["img_id"]:
+        if row["target_sentence"] != other["distractor_sentence"]:
             raise ValueError(
                 f"{path}, row {number + 2}: its neighbour is not the mirrored row; use the complete files."
             )
@@ -132,6 +133,15 @@ def convert(source: Path, folder: Path, size: int) -> None:
     (folder / "captions").mkdir(parents=True)
     (folder / "test" / "grounded").mkdir(parents=True)
 
+    needed = set()
+    for uid in PARADIGMS:
+        pairs = read_pairs(source / "eval" / f"semantics_eval_{uid}.csv", uid)
+        needed |= {Path(pair["image"]).stem for pair in pairs}
+        with open(folder / "test" / "grounded" / f"{uid}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(pair) + "\n" for pair in pairs)
+    if not needed <= held_out:
+        raise ValueError("eval_scene_ids.json lacks scenes of the evaluation files: they would be trained on.")
+
     training = [number for number in scenes if number not in held_out and number in captions]
     with open(folder / "captions" / "metadata.jsonl", "w", encoding="utf-8") as metadata:
         for number in tqdm(training, desc="drawing training scenes", unit="picture"):
@@ -141,15 +151,7 @@ def convert(source: Path, folder: Path, size: int) -> None:
             for caption in captions[number]:
                 metadata.write(json.dumps({"file_name": name, "text": caption, "facts": facts}) + "\n")
 
-    needed = set()
-    for uid in PARADIGMS:
-        pairs = read_pairs(source / "eval" / f"semantics_eval_{uid}.csv", uid)
-        needed |= {Path(pair["image"]).stem for pair in pairs}
-        with open(folder / "test" / "grounded" / f"{uid}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(pair) + "\n" for pair in pairs)
-    if not needed <= held_out:
-        raise ValueError("eval_scene_ids.json lacks scenes of the evaluation files: they would be trained on.")
-    for number in tqdm(sorted(needed), desc="drawing held-out scenes", unit="picture"):
+    for number in tqdm(sorted(needed, key=int), desc="drawing held-out scenes", unit="picture"):
         picture = render(scenes[number], source / "sprites", size)
         picture.save(folder / "test" / "grounded" / f"{number}.jpg", quality=92)
 

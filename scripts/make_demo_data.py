@@ -298,13 +298,13 @@ def count_phrase(noun: str, number: int) -> str:
 
 
 class Layouts:
-    """Random layouts on the canvas; every method returns boxes (x, y, size) that do not touch."""
+    """Random layouts on the canvas; every method returns boxes (x, y, size)."""
 
     def __init__(self, generator: random.Random) -> None:
         self.random = generator
 
     def row(self) -> list[tuple[int, int, int]]:
-        """Two boxes side by side, the left one first: centres at x <= 22 and >= 42."""
+        """Two boxes side by side, the left one first: centres at x <= 22 and >= 42. Large boxes may share a few pixels."""
         left, right = self.random.randint(20, 28), self.random.randint(20, 28)
         x_left = self.random.randint(1, 22 - (left + 1) // 2)
         x_right = self.random.randint(42 - right // 2, CANVAS - right - 1)

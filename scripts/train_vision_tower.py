@@ -196,6 +196,7 @@ def save(tower: Dinov2Model, folder: Path, readme: str, overwrite: bool) -> None
     processor.save_pretrained(temporary)
     (temporary / "README.md").write_text(readme, encoding="utf-8")
     temporary.chmod(0o755)
+    (temporary / "model.safetensors").chmod(0o644)
     if folder.exists() and overwrite:
         shutil.rmtree(folder)
     temporary.rename(folder)

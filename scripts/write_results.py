@@ -113,8 +113,8 @@ def real_section(folder: Path) -> list[str]:
         "trained from scratch to name what is in the training scenes. "
         f"Grounded: {counts['grounded']:,} choices in {counts['grounded'] // 2:,} mirrored pairs (Nikolaus and "
         f"Fourtassi 2021) on scenes never trained on. Grammar: {counts['blimp']:,} pairs of BLiMP, the challenge's "
-        "fast set, macro average over 67 paradigms. α was not chosen: all that were merged are shown. Accuracy in % with "
-        "95 % bootstrap intervals; chance is 50.",
+        "fast set, macro average over 67 paradigms. α was not chosen: all that were merged are shown. Accuracy in % "
+        "with 95 % bootstrap intervals; chance is 50.",
         "",
     ]
     rows = [[model, percent(s["blimp"]), percent(s["grounded"])] for model, s in scores.items()]
@@ -128,8 +128,8 @@ def real_section(folder: Path) -> list[str]:
     able = [uid for uid, row in scores["language"]["blimp"]["paradigms"].items() if row["accuracy"] > 0.6]
     lines += [
         "",
-        f"Many BLiMP paradigms are near chance for a model this small. On the {len(able)} where the language-only twin "
-        "is above 60 % (chosen on the same items, which flatters it): "
+        f"Many BLiMP paradigms are near chance for a model this small. On the {len(able)} where the language-only "
+        "twin is above 60 % (chosen on the same items, which flatters it): "
         + ", ".join(
             f"{model} {100 * sum(s['blimp']['paradigms'][uid]['accuracy'] for uid in able) / len(able):.1f}"
             for model, s in scores.items()

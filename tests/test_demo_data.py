@@ -1,4 +1,4 @@
-"""The embedded demo data keeps its promises: small, held-out means unseen, text alone cannot tell grounded pairs apart.
+"""The embedded demo data keeps its promises: small, held out means unseen, text alone scores one half.
 
 pytest tests/test_demo_data.py
 """
@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import pytest
 import torch
@@ -37,9 +38,9 @@ def read_pairs(split: str, kind: str) -> dict[str, list[dict]]:
     """{UID: rows} of {split}/grammar or {split}/grounded."""
     files = {}
     for path in sorted((DATA / split / kind).iterdir()):
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-        with opened as lines:
-            files[path.name.split(".")[0]] = [json.loads(line) for line in lines]
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+        files[path.name.split(".")[0]] = [json.loads(line) for line in lines]
     return files
 
 
@@ -47,12 +48,10 @@ def normalised(sentence: str) -> str:
     return " ".join(re.findall(r"[a-z]+(?:'[a-z]+)?", sentence.lower()))
 
 
-def combination(scene: dict) -> tuple:
-    """What a scene combines: a thing with its number, or the set of things that are together."""
+def combined(scene: dict) -> set[tuple]:
+    """What a scene combines: a thing with its number, or every two things that are together."""
     things = Counter(thing for thing, *_ in scene["objects"])
-    if len(things) == 1:
-        return tuple(things.items())[0]
-    return tuple(sorted(things))
+    return set(things.items()) if len(things) == 1 else set(combinations(sorted(things), 2))
 
 
 def test_sizes():
@@ -68,7 +67,7 @@ def test_text_is_one_clean_sentence_a_line(text):
     assert min(words) >= 3 and max(words) <= 60
     assert len(set(text)) == len(text)
     for line in text:
-        assert not re.search(r"``|''|https?:|= =| n't| [.,;?]|\t", line), line
+        assert not re.search(r"``|'' [a-z]|https?:|= =| n't| [.,?](?!\.)|\t", line), line
         assert line.count('"') % 2 == 0, line
 
 
@@ -82,7 +81,7 @@ def test_enough_captions(scenes):
 
 
 def test_no_combination_of_a_split_in_another(scenes):
-    kinds = {split: {combination(s) for s in scenes[split] if s["kind"] != "naming"} for split in SPLITS}
+    kinds = {split: set().union(*map(combined, scenes[split])) for split in SPLITS}
     for split in HELD_OUT:
         assert kinds[split]
         assert not kinds[split] & kinds["train"]
@@ -94,13 +93,14 @@ def test_every_held_out_thing_is_known_from_training(scenes):
     assert {thing for split in HELD_OUT for scene in scenes[split] for thing, *_ in scene["objects"]} <= known
 
 
-def test_objects_lie_on_the_canvas_and_do_not_overlap(scenes):
+def test_objects_lie_on_the_canvas_and_hardly_overlap(scenes):
     for scene in [scene for split in SPLITS for scene in scenes[split]]:
         boxes = [(x, y, x + size, y + size) for _, x, y, size in scene["objects"]]
         assert all(0 <= x < u <= CANVAS and 0 <= y < v <= CANVAS for x, y, u, v in boxes), scene["id"]
         for i, (x, y, u, v) in enumerate(boxes):
             for a, b, c, d in boxes[:i]:
-                assert u <= a or c <= x or v <= b or d <= y, scene["id"]
+                shared = min(min(u, c) - max(x, a), min(v, d) - max(y, b))  # pixels; each box has 2 white ones a side
+                assert shared <= 8, scene["id"]
 
 
 def test_facts_follow_from_the_objects(scenes):
@@ -129,7 +129,8 @@ def test_captions_are_true_of_their_pictures(scenes):
         for caption in scene["captions"]:
             if match := re.search(r"\b(one|two|three|four) (\w+)", caption):
                 noun = SINGULAR.get(match[2]) or (match[2] if match[1] == "one" else match[2].removesuffix("s"))
-                assert number[noun] == COUNTS[match[1]], (scene["id"], caption)
+                found = sum(number.values()) if noun == "thing" else number[noun]
+                assert found == COUNTS[match[1]], (scene["id"], caption)
                 checked["count"] += 1
             if match := re.search(
                 r"(\w+) (?:is )?(?:to the )?(left|right|above|below) (?:of )?(?:an?|the) (\w+)", caption
@@ -145,7 +146,9 @@ def test_captions_are_true_of_their_pictures(scenes):
             for shape, colour in re.findall(r"\b(heart|circle|square|star|book) is ([a-z]+)", caption):
                 if colour != "next":
                     assert coloured[shape] == colour, (scene["id"], caption)
-    assert min(checked[kind] for kind in ("count", "left", "right", "above", "below", "colour")) > 500
+            if listed := re.findall(r"\ban? (\w+)(?=,| and|$)", caption):
+                assert scene["kind"] != "several" or set(listed) == set(number), (scene["id"], caption)
+    assert min(checked[kind] for kind in ("count", "left", "right", "above", "below", "colour")) > 400
 
 
 def test_articles_and_plurals(scenes):
@@ -223,7 +226,7 @@ def test_write_demo_data(tmp_path):
                 with Image.open(path.parent / json.loads(line)["image"]) as picture:
                     assert picture.size == (CANVAS, CANVAS)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]  # no temporary folder stays
-    with pytest.raises(FileExistsError, match="already there"):
+    with pytest.raises(FileExistsError, match="exists"):
         write_demo_data(folder)
     with pytest.raises(ValueError, match="at least one"):
         write_demo_data(tmp_path / "none", scenes=0)

@@ -299,6 +299,8 @@ def test_missing_tower_is_named_and_all_else_works(eyes, tmp_path):
     assert torch.equal(logits_of(model, **inputs, image_features=features), expected)
     text = batch(eyes.processor, pictures=False)
     assert torch.equal(logits_of(model, **text), logits_of(eyes.model, **text))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits_of(load(tmp_path / "saved"), **inputs, image_features=features), expected)
 
 
 # --- generation ------------------------------------------------------------------------------------------------------
@@ -492,8 +494,8 @@ def test_pixel_values_without_return_tensors_are_an_array_with_a_batch_dimension
 
 
 def test_a_prompt_is_the_same_with_and_without_its_image_token(eyes):
-    ids = [eyes.processor(text, images=PICTURES[0])["input_ids"] for text in ("cat", "<image> cat")]
-    assert ids[0] == ids[1]
+    ids = [eyes.processor(text, images=PICTURES[0])["input_ids"] for text in ("cat", " cat", "<image> cat")]
+    assert ids[0] == ids[1] == ids[2]
     plain = eyes.processor("cat")["input_ids"]
     image_tokens = [eyes.model.config.image_token_id] * eyes.model.config.visual_tokens
     assert ids[0] == [plain[0], *image_tokens, *plain[1:]]

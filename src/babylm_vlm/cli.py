@@ -1,5 +1,6 @@
 """The command table. Each command reads its arguments, calls one function of the package and prints what it found."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +51,8 @@ def train(
 
     keys = parse_overrides(overrides or []) | ({"output_dir": str(output_dir)} if output_dir else {})
     made = read_recipe(recipe, keys)
-    state = run(made, overwrite)
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
+        state = run(made, overwrite)
     if as_json:
         print(json.dumps(state))
     else:

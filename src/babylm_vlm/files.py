@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and a hash of what is in a file."""
+"""Folders that appear whole or not at all, hashes of files, and errors that name what is missing."""
 
 import hashlib
 import os
@@ -56,3 +56,19 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def named_source(name: str, what: str) -> Iterator[None]:
+    """Around the loading of a checkpoint: if it is not to be had, say which one, and that `what` names it.
+
+    Raises:
+        FileNotFoundError: `name` is no folder here, and the Hub does not give it.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"There is no checkpoint {name} here or on the Hub; check {what}. ({reason})"
+        ) from error

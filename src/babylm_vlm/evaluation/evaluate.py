@@ -7,7 +7,6 @@ versions of the software. It holds no date, so the same measurement gives the sa
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from ..files import sha256
+from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
 from .minimal_pairs import SUFFIXES, MinimalPair, file_stem, pair_files, score_pairs, takes_pictures
 from .statistics import accuracy
@@ -50,32 +49,23 @@ def load_model(
         FileNotFoundError: there is no such checkpoint, or it holds no config.json or no safetensors weights.
     """
     name = str(path_or_id)
-    _check_checkpoint(name)
+    if Path(name).exists():
+        _check_checkpoint(Path(name))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with named_source(name, "the model's name"):
         config = AutoConfig.from_pretrained(name, **options)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{name} is no checkpoint folder here, and the Hub did not give it: {reason}"
-        ) from error
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
     processor_class = AutoProcessor if config.model_type == BabylmVlmConfig.model_type else AutoTokenizer
     processor = processor_class.from_pretrained(name, **options)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 
-def _check_checkpoint(name: str) -> None:
-    """Raise unless `name` is a folder with a checkpoint in it, or could be the id of a model on the Hub."""
-    folder = Path(name)
-    if not folder.exists():
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is None:
-            raise FileNotFoundError(f"the checkpoint folder {name} does not exist.")
-        return
+def _check_checkpoint(folder: Path) -> None:
+    """Raise FileNotFoundError where a folder holds no checkpoint that can be read."""
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{name} holds no config.json; name the folder of a checkpoint.")
+        raise FileNotFoundError(f"{folder} holds no config.json; name the folder of a checkpoint.")
     if not _weight_files(folder):
-        raise FileNotFoundError(f"{name} holds no .safetensors weights (pickled weights are not read).")
+        raise FileNotFoundError(f"{folder} holds no .safetensors weights (pickled weights are not read).")
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -36,12 +36,11 @@ def write_trained_card(folder: Path, results: list[dict] | None = None) -> None:
     ancestor = state["ancestor"] or {}
     facts = {
         "title": f"{state['model'].capitalize()} BabyLM",
-        "license": state["recipe"].get("license"),
         "languages": ["en"],
-        "base_model": ancestor.get("name"),
+        "base_model": public_name(ancestor["name"]) if ancestor else None,
         "parameters": state["parameters"],
         "architecture": architecture(folder),
-        "data": state["data"],
+        "data": [source | {"name": public_name(source["name"])} for source in state["data"]],
         "words_seen": state["words_seen"],
         "epochs": state["epochs"],
         "training": {name: state["recipe"].get(name) for name in HYPERPARAMETERS} | {"precision": state["precision"]},
@@ -79,14 +78,14 @@ def write_merged_card(
             "architecture": architecture(folder),
             "alpha": decoder_alpha(folder, parents),
             "alpha_choice": alpha_choice,
-            "ancestor": ancestor,
-            **{role: source.name for role, source in parents.items()},
+            "ancestor": public_name(ancestor) if ancestor else None,
+            **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": source.name, "sha256": sha256(source.folder / "model.safetensors")}
+                {"role": role, "name": public_name(source.name), "sha256": sha256(source.folder / "model.safetensors")}
                 for role, source in parents.items()
                 if (source.folder / "model.safetensors").is_file()
             ],
-            "data": [source for state in states for source in state["data"]],
+            "data": [source | {"name": public_name(source["name"])} for state in states for source in state["data"]],
             "merge_yaml": plan.text,
             "results": results,
             "limitations": limits,
@@ -110,6 +109,11 @@ def decoder_alpha(folder: Path, parents: dict[str, Source]) -> float | None:
         return None
     multimodal, language = shares.pop()
     return multimodal / (multimodal + language)
+
+
+def public_name(name: str) -> str:
+    """A checkpoint or data set as a card may name it: of an absolute path, which means nothing elsewhere, the end."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def has_eyes(folder: Path) -> bool:

@@ -153,37 +153,35 @@ class BabylmVlmModel(LlamaModel):
         return nn.functional.adaptive_avg_pool2d(picture, self.config.vision_grid).flatten(2).transpose(1, 2)
 
     def vision_tower(self) -> nn.Module:
-        """The frozen tower, loaded at the first call, on the model's device and in its dtype."""
-        if not self._tower:
-            name, where = self.config.vision_tower, {"revision": self.config.vision_tower_revision}
-            folder = self.local_tower()
-            if folder is not None:
-                name, where = folder, {}
-            elif name.startswith("./"):  # beside the weights, in this model's repository on the Hub
-                where = {"subfolder": name[2:], "revision": self.config._commit_hash}
-                name = self.config.name_or_path
-            tower = AutoModel.from_pretrained(name, use_safetensors=True, **where)
-            self._tower.append(tower.eval().requires_grad_(False))
-        return self._tower[0].to(device=self.device, dtype=self.dtype)
-
-    def local_tower(self) -> Path | None:
-        """Folder of a tower on this disk; None for one on the Hub.
+        """The frozen tower, loaded at the first call, on the model's device and in its dtype.
 
         Raises:
             FileNotFoundError: the tower should lie beside the weights on this disk, but does not.
         """
-        name = self.config.vision_tower
+        if not self._tower:
+            self._tower.append(self._load_tower().eval().requires_grad_(False))
+        return self._tower[0].to(device=self.device, dtype=self.dtype)
+
+    def _load_tower(self) -> nn.Module:
+        name, checkpoint = self.config.vision_tower, self.config.name_or_path
+        local = self.local_tower()
+        if local is not None:
+            return AutoModel.from_pretrained(local, use_safetensors=True)
         if not name.startswith("./"):
-            return Path(name) if Path(name).is_dir() else None
-        checkpoint = Path(self.config.name_or_path)
-        if not checkpoint.is_dir():
-            return None
-        if not (checkpoint / name).is_dir():
+            return AutoModel.from_pretrained(name, revision=self.config.vision_tower_revision, use_safetensors=True)
+        if not checkpoint or Path(checkpoint).is_dir():
             raise FileNotFoundError(
-                f"The vision tower {checkpoint / name} is missing: copy the folder vision_tower/ from the multimodal "
-                "model beside these weights (mergekit does not copy it), or pass image_features."
+                f"The vision tower {Path(checkpoint, name)} is missing: copy the folder vision_tower/ of the "
+                "multimodal model beside these weights (mergekit does not copy it), or pass image_features."
             )
-        return checkpoint / name
+        commit = self.config._commit_hash  # of this model's repository on the Hub
+        return AutoModel.from_pretrained(checkpoint, subfolder=name[2:], revision=commit, use_safetensors=True)
+
+    def local_tower(self) -> Path | None:
+        """Folder of the tower, if it is on this disk."""
+        name = self.config.vision_tower
+        folder = Path(self.config.name_or_path, name) if name.startswith("./") else Path(name)
+        return folder if folder.is_dir() else None
 
 
 class BabylmVlmForConditionalGeneration(LlamaForCausalLM):

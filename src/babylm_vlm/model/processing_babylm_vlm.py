@@ -93,7 +93,7 @@ class BabylmVlmProcessor(ProcessorMixin):
         for number, (sentence, row) in enumerate(zip(sentences, pictures, strict=True)):
             count = sentence.count(token)
             if count == 0:
-                sentence = f"{token} " * len(row) + sentence
+                sentence = f"{token} " * len(row) + sentence.removeprefix(" ")
             elif count != len(row):
                 raise ValueError(f"Text {number} has {count} {token} tokens but {len(row)} pictures: {sentence!r}.")
             out.append(sentence)

@@ -31,7 +31,7 @@ from ..data.captions import CaptionRows, read_captions
 from ..data.features import picture_features
 from ..data.text import TextBlocks, count_words, read_sentences
 from ..data.tokenizer import train_tokenizer
-from ..files import new_folder, sha256
+from ..files import named_source, new_folder, sha256
 from ..hub.facts import STATE_FILE, write_trained_card
 from ..model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
 from .recipe import Recipe, training_arguments
@@ -129,11 +129,8 @@ def load_tokenizer(recipe: Recipe, sentences: dict[str, list[str]]) -> PreTraine
     """
     source = recipe.tokenizer or recipe.init_from
     if source is not None:
-        if source.startswith((".", "/")) and not Path(source).is_dir():
-            raise FileNotFoundError(
-                f"There is no checkpoint {source}: check the recipe's 'init_from' and 'tokenizer'."
-            )
-        return AutoTokenizer.from_pretrained(source)
+        with named_source(source, "the recipe's 'tokenizer' and 'init_from'"):
+            return AutoTokenizer.from_pretrained(source)
     if not sentences:
         raise ValueError("Without 'tokenizer' and 'init_from' a recipe needs 'text' to train a tokenizer on.")
     return train_tokenizer((line for lines in sentences.values() for line in lines), recipe.vocab_size)
@@ -142,7 +139,8 @@ def load_tokenizer(recipe: Recipe, sentences: dict[str, list[str]]) -> PreTraine
 def build_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """The ancestor in fp32, or a Llama of the recipe's shape with random weights and tied embeddings."""
     if recipe.init_from is not None:
-        return LlamaForCausalLM.from_pretrained(recipe.init_from, dtype=torch.float32, use_safetensors=True)
+        with named_source(recipe.init_from, "the recipe's 'init_from'"):
+            return close_eyes(recipe.init_from)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -153,6 +151,13 @@ def build_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
             **{name: getattr(recipe, name) for name in DECODER_SHAPE},
         )
     )
+
+
+def close_eyes(checkpoint: str) -> LlamaForCausalLM:
+    """The decoder of a checkpoint in fp32; of a multimodal one neither the projector nor the eyes' configuration."""
+    config = LlamaConfig.from_pretrained(checkpoint).to_dict()
+    config = LlamaConfig(**{key: value for key, value in config.items() if key in LlamaConfig().to_dict()})
+    return LlamaForCausalLM.from_pretrained(checkpoint, config=config, dtype=torch.float32, use_safetensors=True)
 
 
 def give_eyes(
@@ -242,7 +247,8 @@ class TwinTrainer(Trainer):
             {"params": [p for p in decoder if p.dim() <= 1], "weight_decay": 0.0},
         ]
         if projector:
-            rate = self.projector_learning_rate or self.args.learning_rate
+            rate = self.projector_learning_rate
+            rate = self.args.learning_rate if rate is None else rate
             groups.append({"params": projector, "weight_decay": 0.0, "lr": rate})
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer

@@ -1,0 +1,209 @@
+"""The command line: right inputs leave what they should, wrong ones end with one sentence and exit code 1.
+
+Run: pytest tests/test_cli.py
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from babylm_vlm.cli import main
+from babylm_vlm.evaluation.caption import caption_pictures
+from babylm_vlm.merging import interpolate, linear_plan_yaml
+
+GRAMMAR = [{"sentence_good": f"the {thing} sat", "sentence_bad": f"sat the {thing}"} for thing in ("cat", "dog")]
+GROUNDED = [
+    {"sentence_good": f"a {good} ball", "sentence_bad": f"a {bad} ball", "image": f"{good}.png", "pair": "balls"}
+    for good, bad in (("red", "blue"), ("blue", "red"))
+]
+RECIPE = """
+model: language
+output_dir: run
+text: [text.txt]
+vocab_size: 300
+hidden_size: 16
+intermediate_size: 32
+num_hidden_layers: 1
+num_attention_heads: 2
+block_size: 16
+max_steps: 2
+per_device_train_batch_size: 2
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
+    """The current folder: checkpoints `language` and `multimodal`, data, a recipe, a merge plan."""
+    monkeypatch.chdir(tmp_path)
+    Path("language").symlink_to(language_checkpoint)
+    Path("multimodal").symlink_to(multimodal_checkpoint)
+    for task, rows in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
+        Path("data", task).mkdir(parents=True)
+        Path("data", task, "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for colour in ("red", "blue"):
+        Image.new("RGB", (28, 28), colour).save(f"data/grounded/{colour}.png")
+    Path("broken.png").write_bytes(b"no picture")
+    Path("text.txt").write_text("the cat sat next to the tree\n" * 20)
+    Path("recipe.yaml").write_text(RECIPE)
+    Path("plan.yaml").write_text(linear_plan_yaml("./multimodal", "./language", 0.3))
+    Path("taken").mkdir()
+    Path("taken", "results.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def command(place, monkeypatch, capsys):
+    """Run a command line in this process; returns exit code, stdout and stderr."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["babylm-vlm", *line.split()])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return code or 0, *capsys.readouterr()
+
+    return run
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# --- the installed command -------------------------------------------------------------------------------------------
+
+
+def test_the_installed_command_lists_the_commands(tmp_path):
+    installed = Path(sys.executable).with_name("babylm-vlm")
+    done = subprocess.run([installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    for name in ("demo", "train", "merge", "evaluate", "caption"):
+        assert f" {name} " in done.stdout
+
+
+def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "babylm_vlm.cli", "merge", "nowhere [1].yaml", "--output-dir", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: There is no merge plan nowhere [1].yaml") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["demo", "train", "merge", "evaluate", "caption"])
+def test_every_command_has_help(command, name):
+    code, out, err = command(f"{name} --help")
+    assert code == 0 and err == "" and "Usage" in out
+
+
+# --- wrong inputs ----------------------------------------------------------------------------------------------------
+
+WRONG = [
+    ("train nowhere.yaml", "There is no recipe nowhere.yaml"),
+    ("train recipe.yaml learning_rat=1", "Unknown key 'learning_rat' in recipe.yaml. Did you mean 'learning_rate'?"),
+    ("train recipe.yaml learning_rate", "'learning_rate' is not of the form key=value"),
+    ("train recipe.yaml text=nowhere.txt", "There is no text file nowhere.txt"),
+    ("train recipe.yaml --output-dir language", "language exists"),
+    ("train recipe.yaml init_from=runs/nowhere/model", "runs/nowhere/model"),
+    ("train recipe.yaml init_from=runs/nowhere", "runs/nowhere"),
+    ("train plan.yaml", "Unknown key 'merge_method' in plan.yaml"),
+    ("merge nowhere.yaml --output-dir out", "There is no merge plan nowhere.yaml"),
+    ("merge lost.yaml --output-dir out", "names the checkpoint folder ./nowhere, which is not there"),
+    ("merge recipe.yaml --output-dir out", "recipe.yaml: the plan has the unknown key"),
+    ("merge plan.yaml --output-dir data", "data exists"),
+    ("evaluate nowhere/at/all --data data --output-dir out", "the There is no checkpoint nowhere/at/all"),
+    ("evaluate data --data data --output-dir out", "data holds no config.json"),
+    ("evaluate language --data nowhere --output-dir out", "the data folder nowhere does not exist"),
+    (
+        "evaluate language --data data --tasks verbs --output-dir out",
+        "holds no task verbs; tasks there: grammar, grou",
+    ),
+    ("evaluate language --data data --output-dir taken", "taken/results.json exists"),
+    ("caption multimodal broken.png", "The picture broken.png cannot be read"),
+    ("caption multimodal nowhere.png", "There is no picture nowhere.png"),
+    ("caption language data/grounded/red.png", "This model is language-only"),
+    ("caption nowhere/at/all data/grounded/red.png", "the There is no checkpoint nowhere/at/all"),
+    ("demo --quick --output-dir data", "data exists"),
+    ("demo --quick --overwrite --output-dir data", "it is no earlier output and is not overwritten"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line for line, _ in WRONG])
+def test_wrong_input_ends_with_one_sentence_and_leaves_nothing(command, place, line, message):
+    Path("lost.yaml").write_text(Path("plan.yaml").read_text().replace("./language", "./nowhere"))
+    before = names(place)
+    code, out, err = command(line)
+    errors = [row for row in err.splitlines() if row and "Loading weights" not in row]  # a bar is no error
+    assert code == 1 and out == ""
+    assert len(errors) == 1 and errors[0].startswith("Error: ") and message in errors[0]
+    assert names(place) == before
+
+
+# --- right inputs ----------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_checkpoint_where_it_is_told(command):
+    code, out, _ = command("train recipe.yaml seed=7 --output-dir runs/small")
+    assert code == 0 and "runs/small: " in out
+    assert json.loads(Path("runs/small/training_state.json").read_text())["seed"] == 7
+    AutoModelForCausalLM.from_pretrained("runs/small")
+    code, _, err = command("train recipe.yaml --output-dir runs/small")
+    assert code == 1 and "pass --overwrite" in err
+    assert command("train recipe.yaml seed=8 --output-dir runs/small --overwrite")[0] == 0
+    assert json.loads(Path("runs/small/training_state.json").read_text())["seed"] == 8
+
+
+def test_train_prints_json(command):
+    code, out, _ = command("train recipe.yaml --json")
+    assert code == 0 and json.loads(out) == json.loads(Path("run/training_state.json").read_text())
+
+
+def test_merge_writes_the_weights_and_a_card_with_alpha(command):
+    code, out, _ = command("merge plan.yaml --output-dir runs/merged")
+    assert code == 0 and out.startswith("runs/merged: merged from ./multimodal and ./language")
+    parents = [load_file(f"{name}/model.safetensors") for name in ("multimodal", "language")]
+    merged, expected = load_file("runs/merged/model.safetensors"), interpolate(*parents, 0.3)
+    assert set(merged) == set(expected) and all((merged[name] == expected[name]).all() for name in merged)
+    card = ModelCard.load("runs/merged/README.md")
+    assert "**alpha = 0.3**" in card.text and "model-merging" in card.data.tags
+    pictures = AutoProcessor.from_pretrained("runs/merged")(
+        "a ball", images=Image.open("data/grounded/red.png"), return_tensors="pt"
+    )
+    assert AutoModelForCausalLM.from_pretrained("runs/merged")(**pictures).logits.isfinite().all()
+
+
+def test_evaluate_writes_and_prints_the_same_results(command):
+    code, out, _ = command("evaluate multimodal --data data --output-dir runs/scores --json")
+    assert code == 0
+    results = json.loads(out)
+    assert results == json.loads(Path("runs/scores/results.json").read_text())
+    assert {task: row["items"] for task, row in results["tasks"].items()} == {"grammar": 2, "grounded": 2}
+    assert [results["tasks"][task]["pictures_used"] for task in ("grammar", "grounded")] == [False, True]
+
+    code, out, _ = command("evaluate language --data data --tasks grounded --output-dir runs/blind")
+    assert code == 0 and "grounded" in out and "50.0" in out  # mirrored pairs without pictures
+    assert set(json.loads(Path("runs/blind/results.json").read_text())["tasks"]) == {"grounded"}
+
+
+def test_caption_prints_a_line_for_every_picture(command):
+    pictures = ["data/grounded/red.png", "data/grounded/blue.png"]
+    model, processor = AutoModelForCausalLM.from_pretrained("multimodal"), AutoProcessor.from_pretrained("multimodal")
+    options = "--prompt the --max-new-tokens 5"
+    expected = caption_pictures(model.eval(), processor, pictures, "the", 5)
+    code, out, _ = command(f"caption multimodal {' '.join(pictures)} {options} --json")
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"image": picture, "caption": caption} for picture, caption in zip(pictures, expected, strict=True)
+    ]
+    assert all(caption.startswith("the") for caption in expected)
+    code, out, _ = command(f"caption multimodal {' '.join(pictures)} {options}")
+    assert [out.index(f"{picture}: ") for picture in pictures] == sorted(out.index(picture) for picture in pictures)
