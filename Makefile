@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 # Options of the demo, for example: make demo ARGS="--quick --overwrite"
 ARGS ?=
 # Two workers of one thread each: small models gain nothing from more threads and slow each other down.
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 # Nothing here needs the network once installed.
 export HF_HUB_OFFLINE = 1

@@ -304,7 +304,7 @@ class Layouts:
         self.random = generator
 
     def row(self) -> list[tuple[int, int, int]]:
-        """Two boxes side by side, the left one first: centres at x <= 22 and >= 42. Large boxes may share a few pixels."""
+        """Two boxes side by side, the left one first: centres at x <= 22 and >= 42. Large ones may meet."""
         left, right = self.random.randint(20, 28), self.random.randint(20, 28)
         x_left = self.random.randint(1, 22 - (left + 1) // 2)
         x_right = self.random.randint(42 - right // 2, CANVAS - right - 1)

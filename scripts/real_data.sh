@@ -17,7 +17,7 @@ python "$(dirname "$0")/abstract_scenes_to_imagefolder.py" "$scenes" --output-di
 
 # A small frozen tower, trained to name what is in the training scenes (no download is needed).
 python "$(dirname "$0")/train_vision_tower.py" "$out/data/captions" --output-dir "$out/tower" \
-    --image-size 96 --patch-size 12 --epochs 20
+    --image-size 112 --patch-size 14 --shift 3 --epochs 20 --minutes 15
 
 # The common ancestor: a language model after one pass over the text.
 babylm-vlm train "$recipes/laptop_language.yaml" "text=$texts" --output-dir "$out/ancestor"

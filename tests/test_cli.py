@@ -120,7 +120,7 @@ WRONG = [
     ("merge lost.yaml --output-dir out", "names the checkpoint folder ./nowhere, which is not there"),
     ("merge recipe.yaml --output-dir out", "recipe.yaml: the plan has the unknown key"),
     ("merge plan.yaml --output-dir data", "data exists"),
-    ("evaluate nowhere/at/all --data data --output-dir out", "the There is no checkpoint nowhere/at/all"),
+    ("evaluate nowhere/at/all --data data --output-dir out", "There is no checkpoint nowhere/at/all"),
     ("evaluate data --data data --output-dir out", "data holds no config.json"),
     ("evaluate language --data nowhere --output-dir out", "the data folder nowhere does not exist"),
     (
@@ -131,7 +131,7 @@ WRONG = [
     ("caption multimodal broken.png", "The picture broken.png cannot be read"),
     ("caption multimodal nowhere.png", "There is no picture nowhere.png"),
     ("caption language data/grounded/red.png", "This model is language-only"),
-    ("caption nowhere/at/all data/grounded/red.png", "the There is no checkpoint nowhere/at/all"),
+    ("caption nowhere/at/all data/grounded/red.png", "There is no checkpoint nowhere/at/all"),
     ("demo --quick --output-dir data", "data exists"),
     ("demo --quick --overwrite --output-dir data", "it is no earlier output and is not overwritten"),
 ]

@@ -480,7 +480,7 @@ def test_low_precision_checkpoints_are_scored_in_fp32(tmp_path, tiny_language, t
 def test_load_model_names_what_is_missing(tmp_path, language_checkpoint):
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="runs/nowhere is no checkpoint folder here") as raised:
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint runs/nowhere here") as raised:
         load_model("runs/nowhere")
     assert "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):

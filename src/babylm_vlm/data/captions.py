@@ -33,7 +33,7 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
 
     Raises:
         FileNotFoundError: no `metadata.jsonl`, or a caption's picture is not there.
-        ValueError: a row lacks a field, or there is no caption.
+        ValueError: a row lacks a field or has no caption of words, or there is no row.
     """
     if Path(source).exists() or source.startswith((".", "/")):
         found = _read_imagefolder(Path(source), caption_column)
@@ -65,6 +65,8 @@ def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
             raise ValueError(
                 f"{metadata}:{number} is not a JSON object with 'file_name' and '{caption_column}' ({error})."
             ) from error
+        if not isinstance(caption, str) or not caption.strip() or "<image>" in caption:
+            raise ValueError(f"{metadata}:{number} needs a caption of words, without <image>, not {caption!r}.")
         if name not in pictures and not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{metadata}:{number} has a caption without its picture: {folder / name} is missing."
