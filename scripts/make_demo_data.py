@@ -18,7 +18,7 @@ text/train.txt.gz: about 1.1 million words, one sentence a line, in this order: 
 glyphs/*.png: 44 everyday things from OpenMoji, cropped and scaled to 64 by 64; hearts in eight colours and books in
   four from OpenMoji; circles, squares and stars drawn here in the colours of the hearts.
 
-scenes.jsonl.gz: layouts of 7,000 captioned training scenes (naming, two objects, counting, left/right, above/below,
+scenes.jsonl.gz: layouts of 7,500 captioned training scenes (naming, two objects, counting, left/right, above/below,
   coloured shapes) and of the held-out scenes. `facts` are strings true of the picture: "cat", "cat:2" (two of them),
   "things:2", "cat@left|right|top|bottom", "red", "heart", "red heart".
 
@@ -250,7 +250,10 @@ def write_glyphs(source: Path, folder: Path) -> None:
 # Scenes: layouts, facts, captions
 # ---------------------------------------------------------------------------------------------------------------------
 CANVAS = 64
-SCENES = {"naming": 1000, "two_objects": 1500, "count": 1100, "left_right": 1200, "above_below": 1200, "colour": 1000}
+SCENES = {"naming": 900, "two_objects": 1300, "count": 1100, "left_right": 1500, "above_below": 1500, "colour": 1200}
+# Where things are is told of these only: with few things, each is seen often enough to learn where it is.
+RELATED = ("cat", "dog", "cow", "pig", "duck", "fish", "bear", "tree", "house", "car", "ball", "apple", "chair", "hat")
+RELATED += ("boat", "flower")
 PAIRS_PER_KIND = 30
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
@@ -363,13 +366,13 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
     names = sorted(THINGS)
     pairs = [Pair(pair) for pair in combinations(names, 2)]
     generator.shuffle(pairs)
-    free = set(pairs)
+    free, related = set(pairs), [pair for pair in pairs if pair <= set(RELATED)]
     splits: dict[str, dict[str, list]] = {split: defaultdict(list) for split in ("train", "selection", "test")}
 
     for split in ("selection", "test"):
+        chosen = [pair for pair in related if pair in free][:PAIRS_PER_KIND]
+        free -= set(chosen)
         for kind in ("left_right", "above_below"):
-            chosen = [pair for pair in pairs if pair in free][:PAIRS_PER_KIND]
-            free -= set(chosen)
             splits[split][kind] = [tuple(generator.sample(sorted(pair), 2)) for pair in chosen]
         while len(splits[split]["object"]) < PAIRS_PER_KIND:  # (cat, tree, dog): cat and tree against cat and dog
             shared, second, third = generator.sample(names, 3)
@@ -396,6 +399,7 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
     splits["test"]["colour"] = coloured[PAIRS_PER_KIND : 2 * PAIRS_PER_KIND]
 
     splits["train"]["pair"] = [tuple(sorted(pair)) for pair in pairs if pair in free]
+    splits["train"]["related"] = [tuple(sorted(pair)) for pair in related if pair in free]
     splits["train"]["count"] = [(n, number) for n in names for number in COUNT_WORDS if (n, number) not in kept]
     rest = coloured[2 * PAIRS_PER_KIND :]
     splits["train"]["colour"] = rest + [swap_colours(pair) for pair in rest]
@@ -409,7 +413,7 @@ def swap_colours(pair: tuple[str, str]) -> tuple[str, str]:
 
 
 def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
-    """Seven thousand captioned scenes in random order, made of training combinations only."""
+    """Captioned scenes in random order, made of training combinations only."""
     layouts, train = Layouts(generator), splits["train"]
     names = sorted(THINGS)
     coloured = [f"{colour} {shape}" for shape, colours in SHAPES.items() for colour in colours]
@@ -434,12 +438,12 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         return [thing] * number, layouts.free(number, (18, 24)), captions
 
     def left_right(i: int) -> tuple:
-        left, right = generator.sample(train["pair"][generator.randrange(len(train["pair"]))], 2)
+        left, right = generator.sample(generator.choice(train["related"]), 2)
         captions = some(LEFT, 1, left, right) + some(RIGHT, 1, right, left)
         return [left, right], layouts.row(), captions + (some(SIDES, 1, left, right) if i % 3 == 0 else [])
 
     def above_below(i: int) -> tuple:
-        upper, lower = generator.sample(train["pair"][generator.randrange(len(train["pair"]))], 2)
+        upper, lower = generator.sample(generator.choice(train["related"]), 2)
         captions = some(ABOVE, 1, upper, lower) + some(BELOW, 1, lower, upper)
         return [upper, lower], layouts.column(), captions + (some(ENDS, 1, upper, lower) if i % 3 == 0 else [])
 

@@ -162,8 +162,8 @@ README = """# A small vision tower
 
 A `Dinov2Model` with {parameters:,} parameters ({layers} layers, hidden size {hidden}, {size}x{size} pixels, patches of
 {patch}). It was **trained from scratch and supervised**: one linear layer on the mean of the patch tokens of its last
-hidden state told which of {facts} facts ("cat", "cat@left", "red heart") hold in a picture. It is no
-self-supervised DINOv2 and knows nothing but pictures of this kind.
+hidden state told which of {facts} facts ({examples}, ...) hold in a picture.
+It is no self-supervised DINOv2 and knows nothing but pictures of this kind.
 
 - pictures: {pictures:,} training scenes; the held-out scenes of the demo or benchmark were not among them
 - training: {updates:,} updates of {batch} pictures ({epochs:.0f} passes), AdamW at {learning_rate:g}, shifts of up
@@ -260,6 +260,7 @@ def main() -> None:
         size=options.image_size,
         patch=options.patch_size,
         facts=len(vocabulary),
+        examples=", ".join(f'"{fact}"' for fact in vocabulary[:3]),
         pictures=len(names) - held_out,
         held_out=held_out,
         updates=updates,

@@ -72,7 +72,7 @@ def test_text_is_one_clean_sentence_a_line(text):
 
 
 def test_enough_captions(scenes):
-    assert len(scenes["train"]) == 7000
+    assert len(scenes["train"]) == 7500
     captions = [caption for scene in scenes["train"] for caption in scene["captions"]]
     assert len(captions) >= 16_000
     assert all(2 <= len(scene["captions"]) <= 3 for scene in scenes["train"])
