@@ -440,12 +440,18 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
     def left_right(i: int) -> tuple:
         left, right = generator.sample(generator.choice(train["related"]), 2)
         captions = some(LEFT, 1, left, right) + some(RIGHT, 1, right, left)
-        return [left, right], layouts.row(), captions + (some(SIDES, 1, left, right) if i % 3 == 0 else [])
+        boxes = layouts.row()
+        captions += some(SIDES, 1, left, right) if i % 3 == 0 else []
+        captions += [f"the {left} is on the left", f"the {right} is on the right"]
+        return [left, right], boxes, captions
 
     def above_below(i: int) -> tuple:
         upper, lower = generator.sample(generator.choice(train["related"]), 2)
         captions = some(ABOVE, 1, upper, lower) + some(BELOW, 1, lower, upper)
-        return [upper, lower], layouts.column(), captions + (some(ENDS, 1, upper, lower) if i % 3 == 0 else [])
+        boxes = layouts.column()
+        captions += some(ENDS, 1, upper, lower) if i % 3 == 0 else []
+        captions += [f"the {upper} is at the top", f"the {lower} is at the bottom"]
+        return [upper, lower], boxes, captions
 
     def colour(i: int) -> tuple:
         if i % 4 == 0:

@@ -23,18 +23,18 @@ python "$(dirname "$0")/train_vision_tower.py" "$out/data/captions" --output-dir
 babylm-vlm train "$recipes/laptop_language.yaml" "text=$texts" --output-dir "$out/ancestor"
 
 # Twin one goes on with text, twin two with captioned pictures.
-babylm-vlm train "$recipes/laptop_language.yaml" "text=$texts" init_from="$out/ancestor" max_steps=450 \
+babylm-vlm train "$recipes/laptop_language.yaml" "text=$texts" init_from="$out/ancestor" max_steps=200 \
     learning_rate=5e-4 --output-dir "$out/language"
 babylm-vlm train "$recipes/laptop_multimodal.yaml" init_from="$out/ancestor" captions="$out/data/captions" \
     vision_tower="$out/tower" vision_feature_layer=-1 --output-dir "$out/multimodal"
 
 # Merge at a few alpha, and score everything on both abilities.
-for alpha in 0.3 0.5 0.7 0.8 0.9; do
+for alpha in 0.3 0.5 0.7; do
     python -c "from babylm_vlm.merging import linear_plan_yaml as y; print(y('$out/multimodal', '$out/language', $alpha))" \
         > "$out/merge-$alpha.yaml"
     babylm-vlm merge "$out/merge-$alpha.yaml" --output-dir "$out/merged-$alpha"
 done
-for model in language multimodal merged-0.3 merged-0.5 merged-0.7 merged-0.8 merged-0.9; do
+for model in language merged-0.3 merged-0.5 merged-0.7 multimodal; do
     babylm-vlm evaluate "$out/$model" --data "$out/data/test" --tasks grounded --output-dir "$out/scores/$model/grounded"
     babylm-vlm evaluate "$out/$model" --data "$blimp" --output-dir "$out/scores/$model/blimp"
 done

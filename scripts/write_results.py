@@ -13,7 +13,7 @@ from pathlib import Path
 from babylm_vlm.demo.report import NAMES, percent, points, share
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "merged-0.8", "merged-0.9", "multimodal")
+REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "multimodal")
 
 
 def read(path: Path) -> dict:

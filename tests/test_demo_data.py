@@ -75,7 +75,7 @@ def test_enough_captions(scenes):
     assert len(scenes["train"]) == 7500
     captions = [caption for scene in scenes["train"] for caption in scene["captions"]]
     assert len(captions) >= 16_000
-    assert all(2 <= len(scene["captions"]) <= 3 for scene in scenes["train"])
+    assert all(2 <= len(scene["captions"]) <= 5 for scene in scenes["train"])
     ids = [scene["id"] for split in SPLITS for scene in scenes[split]]
     assert len(set(ids)) == len(ids)
 

@@ -23,6 +23,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     Trainer,
     set_seed,
 )
@@ -59,37 +60,17 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         started = time.monotonic()
         arguments = training_arguments(recipe, folder)
         set_seed(arguments.seed)
-        sentences = {source: read_sentences(source, recipe.text_column) for source in recipe.text}
-        tokenizer = load_tokenizer(recipe, sentences)
-        model = build_language_model(recipe, tokenizer)
-        data = [{"name": source, "words": count_words(s), "sentences": len(s)} for source, s in sentences.items()]
-        rows = (
-            [TextBlocks([line for s in sentences.values() for line in s], tokenizer, recipe.block_size)]
-            if data
-            else []
-        )
-        processor = tokenizer
-        if recipe.model == "multimodal":
-            image_processor = AutoImageProcessor.from_pretrained(
-                recipe.vision_tower, revision=recipe.vision_tower_revision
-            )
-            model = give_eyes(model, recipe, tokenizer, image_processor).to(arguments.device)
-            processor = BabylmVlmProcessor(image_processor, tokenizer, visual_tokens=model.config.visual_tokens)
-            captions, described = load_captions(recipe, model, processor)
-            rows.append(captions)
-            data.append(described)
+        model, processor, rows, data = prepare(recipe, arguments.device)
         trainer = TwinTrainer(
             model=model,
             args=arguments,
-            train_dataset=ConcatDataset(rows),
-            data_collator=Collator(tokenizer),
+            train_dataset=rows,
+            data_collator=Collator(tokenizer_of(processor)),
             projector_learning_rate=recipe.projector_learning_rate,
         )
         output = trainer.train()
-        if not trainer.is_world_process_zero():
-            return {}
-        epochs = output.metrics["epoch"]
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        epochs = output.metrics["epoch"]
         state = {
             "model": recipe.model,
             "ancestor": describe_ancestor(recipe.init_from),
@@ -111,6 +92,29 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     write_trained_card(Path(recipe.output_dir))
     return state
+
+
+def prepare(
+    recipe: Recipe, device: torch.device
+) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase, ConcatDataset, list[dict]]:
+    """Everything that training needs, from the recipe.
+
+    Returns:
+        The model; its tokenizer, or for a multimodal one its processor; the rows of all data together; and for each
+        data set what it is (name, words, sentences or captions and pictures).
+    """
+    sentences = {source: read_sentences(source, recipe.text_column) for source in recipe.text}
+    tokenizer = load_tokenizer(recipe, sentences)
+    model, processor = build_language_model(recipe, tokenizer), tokenizer
+    data = [{"name": source, "words": count_words(s), "sentences": len(s)} for source, s in sentences.items()]
+    lines = [line for s in sentences.values() for line in s]
+    rows = [TextBlocks(lines, tokenizer, recipe.block_size)] if lines else []
+    if recipe.model == "multimodal":
+        model, processor = give_eyes(model, recipe, tokenizer)
+        captions, described = load_captions(recipe, model.to(device), processor)
+        rows.append(captions)
+        data.append(described)
+    return model, processor, ConcatDataset(rows), data
 
 
 def hardware() -> str:
@@ -161,27 +165,33 @@ def close_eyes(checkpoint: str) -> LlamaForCausalLM:
 
 
 def give_eyes(
-    language: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, image_processor
-) -> BabylmVlmForConditionalGeneration:
+    language: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> tuple[BabylmVlmForConditionalGeneration, BabylmVlmProcessor]:
     """The multimodal model with this decoder and a new projector; if the ancestor has eyes, the ancestor itself."""
+    tower = {"pretrained_model_name_or_path": recipe.vision_tower, "revision": recipe.vision_tower_revision}
+    with named_source(recipe.vision_tower, "the recipe's 'vision_tower'"):
+        image_processor, tower_config = (
+            AutoImageProcessor.from_pretrained(**tower),
+            AutoConfig.from_pretrained(**tower),
+        )
     if recipe.init_from is not None and AutoConfig.from_pretrained(recipe.init_from).model_type == "babylm_vlm":
-        return BabylmVlmForConditionalGeneration.from_pretrained(recipe.init_from, dtype=torch.float32)
-    tower = AutoConfig.from_pretrained(recipe.vision_tower, revision=recipe.vision_tower_revision)
-    decoder = {k: v for k, v in language.config.to_dict().items() if k not in ("model_type", "architectures")}
-    config = BabylmVlmConfig(
-        vision_tower=recipe.vision_tower,
-        vision_tower_revision=recipe.vision_tower_revision,
-        vision_feature_layer=recipe.vision_feature_layer,
-        vision_hidden_size=tower.hidden_size,
-        vision_grid=recipe.vision_grid,
-        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
-        image_processor=image_processor.to_dict(),
-        **decoder,
-    )
-    model = BabylmVlmForConditionalGeneration(config)
-    model.model.load_state_dict(language.model.state_dict(), strict=False)
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
-    return model
+        model = BabylmVlmForConditionalGeneration.from_pretrained(recipe.init_from, dtype=torch.float32)
+    else:
+        decoder = {k: v for k, v in language.config.to_dict().items() if k not in ("model_type", "architectures")}
+        config = BabylmVlmConfig(
+            vision_tower=recipe.vision_tower,
+            vision_tower_revision=recipe.vision_tower_revision,
+            vision_feature_layer=recipe.vision_feature_layer,
+            vision_hidden_size=tower_config.hidden_size,
+            vision_grid=recipe.vision_grid,
+            image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+            image_processor=image_processor.to_dict(),
+            **decoder,
+        )
+        model = BabylmVlmForConditionalGeneration(config)
+        model.model.load_state_dict(language.model.state_dict(), strict=False)
+        model.lm_head.load_state_dict(language.lm_head.state_dict())
+    return model, BabylmVlmProcessor(image_processor, tokenizer, visual_tokens=model.config.visual_tokens)
 
 
 def load_captions(
@@ -197,6 +207,11 @@ def load_captions(
         "pictures": len(found.pictures),
     }
     return CaptionRows(found.captions, features, processor.tokenizer), described
+
+
+def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A processor's tokenizer; a tokenizer itself."""
+    return processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
 
 
 def describe_ancestor(init_from: str | None) -> dict | None:
