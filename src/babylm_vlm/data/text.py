@@ -1,6 +1,8 @@
 """Text: read sentences, count words, pack tokens into blocks."""
 
 import gzip
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,14 @@ def read_sentences(source: str, column: str = "text") -> list[str]:
 def count_words(sentences: list[str]) -> int:
     """Whitespace-separated words, as the BabyLM challenge counts them."""
     return sum(len(sentence.split()) for sentence in sentences)
+
+
+def first_words(sentences: list[str], words: int | None) -> list[str]:
+    """The first sentences that together have at most this many words, at least one; all for None."""
+    if words is None:
+        return sentences
+    total = list(accumulate(len(sentence.split()) for sentence in sentences))
+    return sentences[: max(1, bisect_right(total, words))]
 
 
 class TextBlocks(Dataset):

@@ -66,12 +66,14 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     announce(1, "Draw the pictures")
     data = write_demo_data(output_dir / "data", QUICK_SCENES if quick else None, overwrite)
     announce(2, "Train the language-only twin from the common ancestor")
-    shared = {"init_from": str(ANCESTOR), "seed": seed} | ({"max_steps": QUICK_STEPS} if quick else {})
-    text = {"text": str(data / "text" / "train.txt.gz"), "output_dir": str(folders["language"])}
-    training = {"language": train(read_recipe(RECIPES / "demo_language.yaml", shared | text), overwrite)}
+    shared = {"init_from": str(ANCESTOR), "seed": seed, "text": str(data / "text" / "train.txt.gz")}
+    shared |= {"max_steps": QUICK_STEPS} if quick else {}
+    recipe = read_recipe(RECIPES / "demo_language.yaml", shared | {"output_dir": str(folders["language"])})
+    training = {"language": train(recipe, overwrite)}
     announce(3, "Train the multimodal twin from the common ancestor")
-    captions = {"captions": str(data / "captions"), "output_dir": str(folders["multimodal"])}
-    recipe = read_recipe(RECIPES / "demo_multimodal.yaml", shared | captions | {"vision_tower": str(VISION_TOWER)})
+    eyes = {"captions": str(data / "captions"), "vision_tower": str(VISION_TOWER)}
+    keys = shared | eyes | {"output_dir": str(folders["multimodal"])}
+    recipe = read_recipe(RECIPES / "demo_multimodal.yaml", keys)
     training["multimodal"] = train(recipe, overwrite)
     announce(4, "Merge over a grid of α and score on the selection split")
     selection = read_split(data, "selection", QUICK_PAIRS if quick else None)

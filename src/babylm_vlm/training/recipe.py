@@ -27,6 +27,7 @@ class Recipe:
             shape, without an ancestor.
         text: `.txt` / `.txt.gz` files (a sentence a line) or `datasets` ids.
         text_column: of a `datasets` text set.
+        text_words: use only the first sentences of each text, up to this many words; None: all.
         block_size: tokens in a row of text.
         captions: folder in `imagefolder` layout with `metadata.jsonl`, or a `datasets` id.
         image_column, caption_column: of the captions.
@@ -50,6 +51,7 @@ class Recipe:
     num_key_value_heads: int | None = None
     text: list[str] = field(default_factory=list)
     text_column: str = "text"
+    text_words: int | None = None
     block_size: int = 128
     captions: str | None = None
     image_column: str = "image"

@@ -30,7 +30,7 @@ from transformers import (
 
 from ..data.captions import CaptionRows, read_captions
 from ..data.features import picture_features
-from ..data.text import TextBlocks, count_words, read_sentences
+from ..data.text import TextBlocks, count_words, first_words, read_sentences
 from ..data.tokenizer import train_tokenizer
 from ..files import named_source, new_folder, sha256
 from ..hub.facts import STATE_FILE, write_trained_card
@@ -105,6 +105,7 @@ def prepare(
     """
     sentences = {source: read_sentences(source, recipe.text_column) for source in recipe.text}
     tokenizer = load_tokenizer(recipe, sentences)
+    sentences = {source: first_words(lines, recipe.text_words) for source, lines in sentences.items()}
     model, processor = build_language_model(recipe, tokenizer), tokenizer
     data = [{"name": source, "words": count_words(s), "sentences": len(s)} for source, s in sentences.items()]
     lines = [line for s in sentences.values() for line in s]
