@@ -41,8 +41,8 @@ def demo_section(runs: list[dict]) -> list[str]:
         f"`babylm-vlm demo` under seeds {seeds}, on {runs[0]['hardware']}; "
         f"{', '.join(str(run['minutes']) for run in runs)} minutes each. Both twins start from the ancestor in the "
         f"package; the language-only one reads {state['language']['words_seen']:,} words of text, the multimodal one "
-        f"{state['multimodal']['words_seen']:,} words of captions. Test split, accuracy in % with 95 % bootstrap "
-        "intervals over items; chance is 50. Grounded pairs are mirrored: text alone is at exactly 50.",
+        f"{state['multimodal']['words_seen']:,} words of captions and text, mixed. Test split, accuracy in % with "
+        "95 % bootstrap intervals over items; chance is 50. Grounded pairs are mirrored: text alone is at exactly 50.",
         "",
         "![Both abilities against alpha](alpha_curve.png)",
         "",

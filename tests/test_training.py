@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaForCausalLM
 
 import babylm_vlm
 from babylm_vlm.data.captions import CaptionRows, read_captions
-from babylm_vlm.data.text import TextBlocks, count_words, read_sentences
+from babylm_vlm.data.text import TextBlocks, count_words, first_words, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.files import sha256
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
@@ -176,6 +178,22 @@ def test_sentences_and_words_of_plain_and_compressed_text(tmp_path):
         sentences = read_sentences(str(source))
         assert sentences == ["the cat sat", "Zażółć   gęślą jaźń", "a"]
         assert count_words(sentences) == 7
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 60))
+def test_first_words_are_as_many_whole_sentences_as_fit(lengths, words):
+    sentences = [" ".join(["word"] * length) for length in lengths]
+    kept = first_words(sentences, words)
+    assert kept == sentences[: len(kept)] and kept
+    assert count_words(kept) <= words or len(kept) == 1
+    assert kept == sentences or count_words(sentences[: len(kept) + 1]) > words
+    assert first_words(sentences, None) == sentences
+
+
+def test_text_words_limits_what_is_read_and_counted(tmp_path):
+    text = write_text(tmp_path / "t.txt")
+    keys = TINY | {"model": "language", "text": str(text), "output_dir": str(tmp_path / "out"), "text_words": 40}
+    assert train(make_recipe(keys, "test"))["data"] == [{"name": str(text), "words": 40, "sentences": 8}]
 
 
 def test_text_blocks_are_one_stream_with_bos_and_eos(tiny_tokenizer):
