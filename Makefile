@@ -44,4 +44,4 @@ format: $(VENV)/.installed
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	find benchmarks scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -341,7 +341,7 @@ def test_folder_without_config_is_named(pair):
 
 def test_output_takes_over_everything_but_weights_and_training_state(pair):
     base = pair / "multimodal"
-    kept = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+    kept = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
     kept += ["processor_config.json", "preprocessor_config.json", "modeling_babylm_vlm.py", "LICENSE"]
     left = ["README.md", "training_args.bin", "training_state.json", "trainer_state.json", "optimizer.pt"]
     for name in kept + left:
@@ -553,3 +553,12 @@ def test_both_merges_load_and_run_without_the_package(workplaces):
     printed = run_without_package(workplaces, LOAD_SCRIPT, *outputs)
     assert "Do you wish to run the custom code" not in printed  # trust_remote_code=True must reach every part
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("loaded")] == outputs
+
+
+def test_models_with_other_tokenizers_are_refused(pair):
+    for name, vocabulary in (("multimodal", {"a": 0, "b": 1}), ("language", {"b": 0, "a": 1})):
+        content = {"model": {"vocab": vocabulary}, "added_tokens": []}
+        Path(name, "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="number their tokens differently"):
+        merge(linear_plan(), Path("out"))
+    assert not Path("out").exists()

@@ -41,7 +41,9 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
         rows = load_dataset(source, split="train").cast_column(image_column, ImageFeature())
         captions = []
         for index, texts in enumerate(rows[caption_column]):
-            captions += [(index, text) for text in ([texts] if isinstance(texts, str) else texts)]
+            for text in texts if isinstance(texts, list) else [texts]:
+                check_caption(text, f"{source}, row {index},")
+                captions.append((index, text))
         found = CaptionedPictures(rows[image_column], captions)
     if not found.captions:
         raise ValueError(f"The captions in {source} are empty: there is no picture with a caption.")
@@ -57,7 +59,7 @@ def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
         )
     pictures: dict[str, int] = {}
     captions = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(metadata.open(encoding="utf-8"), start=1):
         try:
             row = json.loads(line)
             name, caption = row["file_name"], row[caption_column]
@@ -65,14 +67,19 @@ def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
             raise ValueError(
                 f"{metadata}:{number} is not a JSON object with 'file_name' and '{caption_column}' ({error})."
             ) from error
-        if not isinstance(caption, str) or not caption.strip() or "<image>" in caption:
-            raise ValueError(f"{metadata}:{number} needs a caption of words, without <image>, not {caption!r}.")
+        check_caption(caption, f"{metadata}:{number}")
         if name not in pictures and not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{metadata}:{number} has a caption without its picture: {folder / name} is missing."
             )
         captions.append((pictures.setdefault(name, len(pictures)), caption))
     return CaptionedPictures([folder / name for name in pictures], captions)
+
+
+def check_caption(caption: str | None, where: str) -> None:
+    """Raise ValueError unless it is text; `<image>` is put in front later."""
+    if not isinstance(caption, str) or not caption.strip() or "<image>" in caption:
+        raise ValueError(f"{where} needs a caption of words, without <image>, not {caption!r}.")
 
 
 def open_picture(picture: Path | Image.Image) -> Image.Image:

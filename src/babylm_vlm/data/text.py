@@ -1,6 +1,7 @@
 """Text: read sentences, count words, pack tokens into blocks."""
 
 import gzip
+import zlib
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -17,18 +18,23 @@ def read_sentences(source: str, column: str = "text") -> list[str]:
 
     Raises:
         FileNotFoundError: a file of that name is not there.
-        ValueError: it holds no text.
+        ValueError: it holds no text, or cannot be read.
     """
     if source.endswith((".txt", ".txt.gz")):
         if not Path(source).is_file():
             raise FileNotFoundError(f"There is no text file {source}: check the recipe's key 'text'.")
-        with (gzip.open if source.endswith(".gz") else open)(source, "rt", encoding="utf-8") as file:
-            lines = list(file)
+        try:
+            with (gzip.open if source.endswith(".gz") else open)(source, "rt", encoding="utf-8") as file:
+                lines = list(file)
+        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+            raise ValueError(f"The text file {source} is damaged or no UTF-8 text ({error}).") from error
     else:
         lines = [line for row in load_dataset(source, split="train")[column] for line in row.splitlines()]
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise ValueError(f"The corpus {source} is empty: it has no line with text.")
+    if any("<image>" in sentence for sentence in sentences):
+        raise ValueError(f"The corpus {source} holds the reserved word <image>: remove it.")
     return sentences
 
 

@@ -61,6 +61,8 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     check_new_folder(output_dir, overwrite, marker="data/captions/metadata.jsonl")
     disable_progress_bar()  # transformers' bars for loading and saving small files; training's stay
     started = time.monotonic()
+    for name in ("results.json", "report.md", "alpha_curve.png", "merge.yaml"):
+        (output_dir / name).unlink(missing_ok=True)  # of an earlier run: they would not fit what comes now
     folders = {name: output_dir / name for name in ("language", "multimodal", "merged")}
 
     announce(1, "Draw the pictures")
@@ -154,7 +156,7 @@ def choose_alpha(curve: list[dict]) -> float:
     """The alpha of `RULE`. Where nothing was gained over chance, that is the best grammar at any alpha."""
     gain = curve[-1]["grounded"]["accuracy"] - CHANCE
     keeping = [point for point in curve if point["grounded"]["accuracy"] - CHANCE >= KEEP * gain]
-    return max(keeping or curve, key=lambda point: point["grammar"]["accuracy"])["alpha"]
+    return max(keeping if gain > 0 else curve, key=lambda point: point["grammar"]["accuracy"])["alpha"]
 
 
 def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]]) -> dict:
@@ -183,12 +185,13 @@ def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]
         return measured[name][task]["accuracy"]
 
     gap = value("language", "grammar") - value("multimodal", "grammar")
+    recovered = value("merged", "grammar") - value("multimodal", "grammar")
     gain = value("multimodal", "grounded") - CHANCE
     return {
         "models": measured,
         "differences": differences,
-        "grammar_gap_recovered": (value("merged", "grammar") - value("multimodal", "grammar")) / gap if gap else None,
-        "grounded_gain_kept": (value("merged", "grounded") - CHANCE) / gain if gain else None,
+        "grammar_gap_recovered": recovered / gap if gap > 0 else None,
+        "grounded_gain_kept": (value("merged", "grounded") - CHANCE) / gain if gain > 0 else None,
     }
 
 

@@ -49,7 +49,7 @@ def print_table(results: dict, output_dir: Path) -> None:
     for command in (
         f"babylm-vlm caption {output_dir / 'merged'} {picture}",
         f"babylm-vlm evaluate {output_dir / 'merged'} --data {output_dir / 'data' / 'test'} --output-dir runs/scores",
-        "babylm-vlm merge merge_configs/linear.yaml --output-dir runs/merged",
+        f"babylm-vlm merge {output_dir / 'merge.yaml'} --output-dir runs/merged",
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
 

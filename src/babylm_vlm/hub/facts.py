@@ -1,6 +1,7 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import sha256
@@ -66,8 +67,10 @@ def write_merged_card(
         results: rows of {task, split, accuracy, interval, chance, items}.
     """
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
+    if len(parents) != len(plan.sources):
+        return  # two models of one kind: the template speaks of a multimodal and a language-only one
     states = [read_json(s.folder / STATE_FILE) for s in plan.sources if (s.folder / STATE_FILE).is_file()]
-    ancestor = common_ancestor(states) if len(states) == len(plan.sources) else None
+    ancestor = common_ancestor(plan.sources)
     limits = LIMITS if ancestor else [*LIMITS, "No common ancestor of its parents is on record."]
     write_card(
         folder,
@@ -76,7 +79,7 @@ def write_merged_card(
             "title": "Merged BabyLM",
             "languages": ["en"],
             "architecture": architecture(folder),
-            "alpha": decoder_alpha(folder, parents),
+            "alpha": decoder_alpha(folder, plan, parents),
             "alpha_choice": alpha_choice,
             "ancestor": public_name(ancestor) if ancestor else None,
             **{role: public_name(source.name) for role, source in parents.items()},
@@ -93,22 +96,34 @@ def write_merged_card(
     )
 
 
-def common_ancestor(states: list[dict]) -> str | None:
-    """Name of the checkpoint that all these runs started from, known by the hash of its weights, or None."""
-    hashes = {(state["ancestor"] or {}).get("sha256") for state in states}
-    return states[0]["ancestor"]["name"] if len(hashes) == 1 and None not in hashes else None
+def common_ancestor(sources: Sequence[Source]) -> str | None:
+    """Name of the checkpoint that both models come from: their ancestor, or one of the two; None if unknown.
+
+    Checkpoints are known by the hash of their weights, as `training_state.json` records it.
+    """
+    ancestors = []
+    for source in sources:
+        state = source.folder / STATE_FILE
+        ancestors.append((read_json(state)["ancestor"] if state.is_file() else None) or {"name": None, "sha256": None})
+    hashes = [ancestor["sha256"] for ancestor in ancestors]
+    if hashes[0] is not None and hashes[0] == hashes[1]:
+        return ancestors[0]["name"]
+    for source, ancestor in zip(sources, reversed(ancestors), strict=True):
+        weights = source.folder / "model.safetensors"
+        if ancestor["sha256"] is not None and weights.is_file() and sha256(weights) == ancestor["sha256"]:
+            return source.name
+    return None
 
 
-def decoder_alpha(folder: Path, parents: dict[str, Source]) -> float | None:
-    """The multimodal model's share in the decoder, where it is the same for every tensor; None where it varies."""
-    if set(parents) != {"multimodal", "language"}:
-        return None
+def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> float | None:
+    """The multimodal model's share in the decoder, where it is one share of a whole; None where it is not."""
     names = [name for name in Weights(folder).names if PROJECTOR not in name]
     shares = {(parents["multimodal"].weight(name), parents["language"].weight(name)) for name in names}
-    if len(shares) != 1:
-        return None
     multimodal, language = shares.pop()
-    return multimodal / (multimodal + language)
+    total = multimodal + language
+    if shares or min(multimodal, language) < 0 or total == 0 or (total != 1 and not plan.normalize):
+        return None
+    return multimodal / total
 
 
 def public_name(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import check_new_folder, new_folder
-from .output import PLAN_FILE, check_overlap, copy_rest
+from .output import PLAN_FILE, check_overlap, check_tokenizers, copy_rest
 from .plan import PROJECTOR, MergePlan, Source, check_alpha
 from .weights import Weights
 
@@ -59,6 +59,7 @@ def merge(plan: MergePlan, output_dir: str | Path, overwrite: bool = False) -> N
     output_dir = Path(output_dir)
     check_overlap(output_dir, [source.folder for source in plan.sources])
     check_new_folder(output_dir, overwrite, PLAN_FILE)
+    check_tokenizers([source.folder for source in plan.sources])
     weights = (Weights(plan.sources[0].folder), Weights(plan.sources[1].folder))
     steps = plan_steps(plan, weights)
     with new_folder(output_dir, overwrite, PLAN_FILE) as folder:

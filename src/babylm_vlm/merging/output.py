@@ -29,6 +29,16 @@ def check_overlap(output_dir: Path, inputs: list[Path]) -> None:
             raise ValueError(f"The output folder {output_dir} overlaps with the input {folder}; choose another.")
 
 
+def check_tokenizers(folders: list[Path]) -> None:
+    """Raise ValueError where two models number their tokens differently: their embeddings do not belong together."""
+    files = [folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()]
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if len({json.dumps([one["model"].get("vocab"), one["added_tokens"]], sort_keys=True) for one in read}) > 1:
+        raise ValueError(
+            f"{files[0]} and {files[1]} number their tokens differently: merge models that share a tokenizer."
+        )
+
+
 def copy_rest(plan: MergePlan, folder: Path) -> None:
     """Copy what the base model has beside its weights, and store the plan.
 

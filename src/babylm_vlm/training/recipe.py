@@ -9,6 +9,8 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+WHOLE_NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+WHOLE_NUMBERS += ("block_size", "vision_grid")
 NUMBER_WITHOUT_POINT = re.compile(r"[+-]?\d+[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 
 
@@ -86,7 +88,7 @@ def make_recipe(keys: dict, where: str) -> Recipe:
     """Build a recipe from flat keys; `where` names their source in error messages. Raises as `read_recipe`."""
     keys = {key: _number(value) for key, value in keys.items()}
     own = {f.name for f in fields(Recipe)} - {"training"}
-    trainers = {f.name for f in fields(TrainingArguments)} - own
+    trainers = {f.name for f in fields(TrainingArguments)} - own - {"resume_from_checkpoint"}
     for key in keys:
         if key not in own | trainers:
             near = difflib.get_close_matches(str(key), own | trainers, n=1)
@@ -99,6 +101,12 @@ def make_recipe(keys: dict, where: str) -> Recipe:
         **{key: value for key, value in keys.items() if key in own},
         training={key: value for key, value in keys.items() if key in trainers},
     )
+    for name in WHOLE_NUMBERS:
+        value = getattr(recipe, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"'{name}' must be a whole number above 0, not {value!r}, in {where}.")
+    if not isinstance(recipe.text, list | str | None) or not isinstance(recipe.captions, str | None):
+        raise ValueError(f"'text' must be a list of names and 'captions' one name, in {where}.")
     recipe.text = [recipe.text] if isinstance(recipe.text, str) else recipe.text or []
     if recipe.model not in ("language", "multimodal"):
         raise ValueError(f"'model' must be 'language' or 'multimodal', not {recipe.model!r}, in {where}.")
@@ -135,7 +143,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     Raises:
         ValueError: a value is of the wrong kind.
     """
-    keys = {"save_strategy": "no", "report_to": "none", "logging_steps": 50, "remove_unused_columns": False}
+    keys = {"save_strategy": "no", "report_to": "none", "logging_steps": 10, "remove_unused_columns": False}
     keys["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU wants it said
     keys.update(recipe.training)
     if keys.get("bf16") == "auto":

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset
 from transformers import (
@@ -107,6 +108,12 @@ def prepare(
     tokenizer = load_tokenizer(recipe, sentences)
     sentences = {source: first_words(lines, recipe.text_words) for source, lines in sentences.items()}
     model, processor = build_language_model(recipe, tokenizer), tokenizer
+    if "<image>" not in tokenizer.get_vocab() or tokenizer.pad_token_id is None or tokenizer.bos_token_id is None:
+        raise ValueError("The tokenizer lacks <image>, a padding or a BOS token: use one that was made by babylm-vlm.")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the ancestor {model.config.vocab_size}: use its own."
+        )
     data = [{"name": source, "words": count_words(s), "sentences": len(s)} for source, s in sentences.items()]
     lines = [line for s in sentences.values() for line in s]
     rows = [TextBlocks(lines, tokenizer, recipe.block_size)] if lines else []
@@ -146,8 +153,8 @@ def build_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
     if recipe.init_from is not None:
         with named_source(recipe.init_from, "the recipe's 'init_from'"):
             return close_eyes(recipe.init_from)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    try:
+        config = LlamaConfig(
             vocab_size=len(tokenizer),
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
@@ -155,11 +162,16 @@ def build_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> 
             eos_token_id=tokenizer.eos_token_id,
             **{name: getattr(recipe, name) for name in DECODER_SHAPE},
         )
-    )
+    except StrictDataclassError as error:
+        raise ValueError(f"The recipe's shape is no decoder: {error.__cause__ or error}") from error
+    return LlamaForCausalLM(config)
 
 
 def close_eyes(checkpoint: str) -> LlamaForCausalLM:
     """The decoder of a checkpoint in fp32; of a multimodal one neither the projector nor the eyes' configuration."""
+    kind = AutoConfig.from_pretrained(checkpoint).model_type
+    if kind not in ("llama", "babylm_vlm"):
+        raise ValueError(f"'init_from' names {checkpoint}, a {kind} model; it must be llama or babylm_vlm.")
     config = LlamaConfig.from_pretrained(checkpoint).to_dict()
     config = LlamaConfig(**{key: value for key, value in config.items() if key in LlamaConfig().to_dict()})
     return LlamaForCausalLM.from_pretrained(checkpoint, config=config, dtype=torch.float32, use_safetensors=True)
@@ -169,29 +181,29 @@ def give_eyes(
     language: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[BabylmVlmForConditionalGeneration, BabylmVlmProcessor]:
     """The multimodal model with this decoder and a new projector; if the ancestor has eyes, the ancestor itself."""
-    tower = {"pretrained_model_name_or_path": recipe.vision_tower, "revision": recipe.vision_tower_revision}
-    with named_source(recipe.vision_tower, "the recipe's 'vision_tower'"):
-        image_processor, tower_config = (
-            AutoImageProcessor.from_pretrained(**tower),
-            AutoConfig.from_pretrained(**tower),
-        )
     if recipe.init_from is not None and AutoConfig.from_pretrained(recipe.init_from).model_type == "babylm_vlm":
         model = BabylmVlmForConditionalGeneration.from_pretrained(recipe.init_from, dtype=torch.float32)
-    else:
-        decoder = {k: v for k, v in language.config.to_dict().items() if k not in ("model_type", "architectures")}
-        config = BabylmVlmConfig(
-            vision_tower=recipe.vision_tower,
-            vision_tower_revision=recipe.vision_tower_revision,
-            vision_feature_layer=recipe.vision_feature_layer,
-            vision_hidden_size=tower_config.hidden_size,
-            vision_grid=recipe.vision_grid,
-            image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
-            image_processor=image_processor.to_dict(),
-            **decoder,
-        )
-        model = BabylmVlmForConditionalGeneration(config)
-        model.model.load_state_dict(language.model.state_dict(), strict=False)
-        model.lm_head.load_state_dict(language.lm_head.state_dict())
+        image_processor = BabylmVlmProcessor.from_pretrained(recipe.init_from).image_processor
+        return model, BabylmVlmProcessor(image_processor, tokenizer, visual_tokens=model.config.visual_tokens)
+    tower = {"pretrained_model_name_or_path": recipe.vision_tower, "revision": recipe.vision_tower_revision}
+    with named_source(recipe.vision_tower, "the recipe's 'vision_tower'"):
+        tower_config = AutoConfig.from_pretrained(**tower)
+        image_processor = AutoImageProcessor.from_pretrained(**tower)
+    folder = Path(recipe.vision_tower)
+    decoder = {k: v for k, v in language.config.to_dict().items() if k not in ("model_type", "architectures")}
+    config = BabylmVlmConfig(
+        vision_tower=str(folder.resolve()) if folder.is_dir() else recipe.vision_tower,
+        vision_tower_revision=recipe.vision_tower_revision,
+        vision_feature_layer=recipe.vision_feature_layer,
+        vision_hidden_size=tower_config.hidden_size,
+        vision_grid=recipe.vision_grid,
+        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        image_processor=image_processor.to_dict(),
+        **decoder,
+    )
+    model = BabylmVlmForConditionalGeneration(config)
+    model.model.load_state_dict(language.model.state_dict(), strict=False)
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
     return model, BabylmVlmProcessor(image_processor, tokenizer, visual_tokens=model.config.visual_tokens)
 
 
