@@ -108,7 +108,7 @@ def test_alpha_is_chosen_by_the_rule_that_is_printed(demo):
     curve = demo.results["selection"]
     assert [point["alpha"] for point in curve] == [0.0, 0.5, 1.0]
     gain = curve[-1]["grounded"]["accuracy"] - 0.5
-    keeping = [point for point in curve if point["grounded"]["accuracy"] - 0.5 >= 0.95 * gain] or curve
+    keeping = [point for point in curve if gain <= 0 or point["grounded"]["accuracy"] - 0.5 >= 0.95 * gain]
     chosen = next(point for point in curve if point["alpha"] == demo.results["alpha"])
     assert chosen in keeping
     assert chosen["grammar"]["accuracy"] == max(point["grammar"]["accuracy"] for point in keeping)
