@@ -5,6 +5,7 @@ Run: pytest tests/test_training.py
 
 import gzip
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Lla
 
 import babylm_vlm
 from babylm_vlm.data.captions import CaptionRows, read_captions
+from babylm_vlm.data.packing import PackingCollator, pack
 from babylm_vlm.data.text import TextBlocks, count_words, first_words, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.files import sha256
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import make_recipe, parse_overrides, read_recipe, training_arguments
-from babylm_vlm.training.train import Collator, train
+from babylm_vlm.training.train import train
 
 RECIPES = sorted((Path(babylm_vlm.__file__).parent / "recipes").glob("*.yaml"))
 COLOURS = ["red", "green", "blue", "white"]
@@ -230,15 +232,56 @@ def test_words_are_targets_and_pictures_and_padding_are_not(tiny_tokenizer):
     assert rows[0]["input_ids"].tolist() == [bos, *[image] * 4, *words[0], eos]
 
     text = TextBlocks(TEXT, tiny_tokenizer, 6)[0]
-    batch = Collator(tiny_tokenizer)([rows[0], text, rows[1]])
-    assert torch.equal(batch["image_features"], features[[1, 0]])
-    for number, row in enumerate((rows[0], text, rows[1])):
-        ids = row["input_ids"].tolist()
-        padding = batch["input_ids"].shape[1] - len(ids)
-        assert batch["input_ids"][number].tolist() == ids + [tiny_tokenizer.pad_token_id] * padding
-        assert batch["attention_mask"][number].tolist() == [1] * len(ids) + [0] * padding
-        assert batch["labels"][number].tolist() == [-100 if i == image else i for i in ids] + [-100] * padding
-    assert "image_features" not in Collator(tiny_tokenizer)([text])
+    lengths = [len(row["input_ids"]) for row in (rows[1], text, rows[0])]
+    batch = PackingCollator(tiny_tokenizer, sum(lengths) - 1)([rows[1], text, rows[0]])  # one row is too short
+    assert batch["input_ids"].shape[0] == 2
+    assert torch.equal(batch["image_features"], features[[1, 0]])  # the longer caption is laid first
+    seen = []
+    for ids, positions, labels in zip(batch["input_ids"], batch["position_ids"], batch["labels"], strict=True):
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+        for start, end in pairwise(starts):
+            sample = ids[start:end].tolist()
+            assert positions[start:end].tolist() == list(range(end - start))
+            targets = [i if i not in (image, tiny_tokenizer.pad_token_id) else -100 for i in sample[1:]]
+            assert labels[start:end].tolist() == [-100, *targets]
+            seen.append(sample)
+    samples = [sample for sample in seen if set(sample) != {tiny_tokenizer.pad_token_id}]
+    assert sorted(samples) == sorted(row["input_ids"].tolist() for row in (*rows, text))
+    assert "image_features" not in PackingCollator(tiny_tokenizer, 8)([text])
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 40))
+def test_every_sample_is_packed_once_and_rows_are_filled(lengths, row_length):
+    rows = pack(lengths, row_length)
+    assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
+    filled = sorted(sum(lengths[sample] for sample in row) for row in rows)
+    assert all(len(row) == 1 for row in rows if sum(lengths[sample] for sample in row) > row_length)
+    assert len(rows) == 1 or filled[0] + filled[1] > row_length  # no two rows could have been one
+
+
+def test_a_packed_sample_has_the_loss_it_has_alone_and_sends_no_gradient_to_another(tiny_multimodal):
+    model, processor = tiny_multimodal
+    tokenizer = processor.tokenizer
+    captions = CaptionRows(
+        list(enumerate(["a red ball", "the cat", "the dog is big"])), torch.randn(3, 4, 16), tokenizer
+    )
+    samples = [*captions, TextBlocks(TEXT, tokenizer, 12)[0]]
+    collator = PackingCollator(tokenizer, 24)
+
+    def summed_loss(batch: dict) -> torch.Tensor:
+        return model(**batch).loss * (batch["labels"][:, 1:] != -100).sum()
+
+    packed = collator(samples)
+    assert packed["input_ids"].shape[0] < len(samples)
+    alone = sum(summed_loss(collator([sample])).item() for sample in samples)
+    assert summed_loss(packed).item() == pytest.approx(alone, rel=1e-5)
+
+    embeddings = model.get_input_embeddings()(packed["input_ids"]).detach().requires_grad_()
+    row = packed["position_ids"][0]
+    second = (row == 0).nonzero().flatten()[1]  # where the second sample of the first row begins
+    logits = model(inputs_embeds=embeddings, position_ids=packed["position_ids"], use_cache=False).logits
+    logits[0, second:].logsumexp(-1).sum().backward()
+    assert embeddings.grad[0, :second].abs().max() == 0 and embeddings.grad[0, second:].abs().max() > 0
 
 
 # --- language runs ---------------------------------------------------------------------------------------------------

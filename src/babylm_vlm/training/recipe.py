@@ -30,7 +30,7 @@ class Recipe:
         text: `.txt` / `.txt.gz` files (a sentence a line) or `datasets` ids.
         text_column: of a `datasets` text set.
         text_words: use only the first sentences of each text, up to this many words; None: all.
-        block_size: tokens in a row of text.
+        block_size: tokens in a row: text is cut into rows of it, captions are packed to rows of it.
         captions: folder in `imagefolder` layout with `metadata.jsonl`, or a `datasets` id.
         image_column, caption_column: of the captions.
         vision_tower: Hub id or folder of the frozen tower.
@@ -38,6 +38,7 @@ class Recipe:
         vision_feature_layer: which hidden state of the tower is pooled.
         vision_grid: pooled to `vision_grid x vision_grid` visual tokens.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
+        embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
         training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     vision_feature_layer: int = -2
     vision_grid: int = 1
     projector_learning_rate: float | None = None
+    embedding_learning_rate: float | None = None
     training: dict = field(default_factory=dict)
 
 

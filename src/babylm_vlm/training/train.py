@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset
 from transformers import (
     AutoConfig,
@@ -31,6 +30,7 @@ from transformers import (
 
 from ..data.captions import CaptionRows, read_captions
 from ..data.features import picture_features
+from ..data.packing import PackingCollator
 from ..data.text import TextBlocks, count_words, first_words, read_sentences
 from ..data.tokenizer import train_tokenizer
 from ..files import named_source, new_folder, sha256
@@ -66,8 +66,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
             model=model,
             args=arguments,
             train_dataset=rows,
-            data_collator=Collator(tokenizer_of(processor)),
+            data_collator=PackingCollator(tokenizer_of(processor), recipe.block_size),
             projector_learning_rate=recipe.projector_learning_rate,
+            embedding_learning_rate=recipe.embedding_learning_rate,
         )
         output = trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -235,48 +236,33 @@ def describe_ancestor(init_from: str | None) -> dict | None:
     return {"name": init_from, "sha256": sha256(weights) if weights.is_file() else None}
 
 
-class Collator:
-    """Right-pad rows to a batch. Padding and `<image>` are no targets; pooled features follow row order."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.pad = tokenizer.pad_token_id
-        self.given = [tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(tokenizer.image_token)]
-
-    def __call__(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        input_ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=self.pad)
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": (input_ids != self.pad).long(),
-            "labels": input_ids.masked_fill(torch.isin(input_ids, torch.tensor(self.given)), -100),
-        }
-        features = [row["image_features"] for row in rows if "image_features" in row]
-        if features:
-            batch["image_features"] = torch.stack(features)
-        return batch
-
-
 class TwinTrainer(Trainer):
-    """`Trainer` with a learning rate of its own for the projector, which starts from random weights."""
+    """`Trainer` with learning rates of their own for the projector, which starts from random weights, and embeddings.
 
-    def __init__(self, *args, projector_learning_rate: float | None = None, **kwargs):
+    Embeddings of words that captions lack drift far: Adam makes the smallest gradient a full step.
+    """
+
+    def __init__(self, *args, projector_learning_rate: float | None, embedding_learning_rate: float | None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.projector_learning_rate = projector_learning_rate
+        self.peaks = {"multi_modal_projector": projector_learning_rate, "embed_tokens": embedding_learning_rate}
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Three groups: decoder weights, decoder vectors (norms; no decay), projector."""
+        """Four groups: decoder weights, decoder vectors (norms; no decay), projector (no decay), embeddings."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        named = list(self.model.named_parameters())
-        projector = [p for name, p in named if "multi_modal_projector" in name]
-        decoder = [p for name, p in named if "multi_modal_projector" not in name]
+        own = {part: [] for part in self.peaks}
+        decoder = []
+        for name, parameter in self.model.named_parameters():
+            part = next((part for part in self.peaks if part in name), None)
+            (decoder if part is None else own[part]).append(parameter)
         groups = [
             {"params": [p for p in decoder if p.dim() > 1], "weight_decay": self.args.weight_decay},
             {"params": [p for p in decoder if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        if projector:
-            rate = self.projector_learning_rate
-            rate = self.args.learning_rate if rate is None else rate
-            groups.append({"params": projector, "weight_decay": 0.0, "lr": rate})
+        for part, decay in (("multi_modal_projector", 0.0), ("embed_tokens", self.args.weight_decay)):
+            if own[part]:
+                rate = self.args.learning_rate if self.peaks[part] is None else self.peaks[part]
+                groups.append({"params": own[part], "weight_decay": decay, "lr": rate})
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
