@@ -18,12 +18,12 @@ text/train.txt.gz: about 1.1 million words, one sentence a line, in this order: 
 glyphs/*.png: 44 everyday things from OpenMoji, cropped and scaled to 64 by 64; hearts in eight colours and books in
   four from OpenMoji; circles, squares and stars drawn here in the colours of the hearts.
 
-scenes.jsonl.gz: layouts of 7,500 captioned training scenes (naming, two objects, counting, left/right, above/below,
-  coloured shapes) and of the held-out scenes. `facts` are strings true of the picture: "cat", "cat:2" (two of them),
-  "things:2", "cat@left|right|top|bottom", "red", "heart", "red heart".
+scenes.jsonl.gz: layouts of 10,000 captioned training scenes (naming, one thing and its place, two objects, counting,
+  left/right, above/below, coloured shapes) and of the held-out scenes. `facts` are strings true of the picture: "cat",
+  "cat:2" (two of them), "things:2", "cat@left|right|top|bottom", "red", "heart", "red heart".
 
 {selection,test}/grounded/UID.jsonl: mirrored pairs, two pictures and two captions each. A combination (two glyphs
-  together, a glyph with a count, two coloured shapes together) of one split is in no other split.
+  together, two to four of one glyph, two coloured shapes together) of one split is in no other split.
 
 {selection,test}/grammar/UID.jsonl.gz: BLiMP paradigms, and pairs made by rule from sentences of the dev files that
   are not in the training text (`unseen_*`).
@@ -49,7 +49,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-SEED = 2026
+SEED = 2027
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -250,11 +250,12 @@ def write_glyphs(source: Path, folder: Path) -> None:
 # Scenes: layouts, facts, captions
 # ---------------------------------------------------------------------------------------------------------------------
 CANVAS = 64
-SCENES = {"naming": 900, "two_objects": 1300, "count": 1100, "left_right": 1500, "above_below": 1500, "colour": 1200}
-# Where things are is told of these only: with few things, each is seen often enough to learn where it is.
+SCENES = {"naming": 900, "place": 1200, "two_objects": 1300, "count": 1200, "left_right": 2000, "above_below": 2000}
+SCENES["colour"] = 1400
+# Where things are is told of these only: few, so that each is seen often, but too many to learn their pairs by heart.
 RELATED = ("cat", "dog", "cow", "pig", "duck", "fish", "bear", "tree", "house", "car", "ball", "apple", "chair", "hat")
-RELATED += ("boat", "flower")
-PAIRS_PER_KIND = 30
+RELATED += ("boat", "flower", "banana", "bell", "cup", "frog", "horse", "kite", "key", "umbrella")
+PAIRS_PER_KIND = 36
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -275,12 +276,14 @@ AND = ["{a} and {b}", "I see {a} and {b}", "look, {a} and {b}!", "here we see {a
 AND += ["the {m} and the {n} are here", "we can see {a} and {b}", "{a} with {b}", "here are the {m} and the {n}"]
 BESIDE = ["{a} next to {b}", "the {m} is next to the {n}", "there is {a} next to {b}", "{a} beside {b}"]
 COUNT = ["{c}", "there are {c}", "look, {c}!", "here are {c}", "I can count {c}", "we see {c}", "{c} are here"]
-COUNT_ONE = ["{c}", "there is {c}", "here is {c}", "I can see {c}", "there is only {c}", "{c} is here"]
+COUNT_ONE = [re.sub(r"\bare\b", "is", template) for template in COUNT]
 LEFT = ["{a} to the left of {b}", "the {m} is to the left of the {n}", "the {m} is left of the {n}"]
 LEFT += ["there is {a} to the left of {b}", "I see {a} to the left of {b}"]
 RIGHT = [template.replace("left", "right") for template in LEFT]
 ABOVE = ["{a} above {b}", "the {m} is above the {n}", "there is {a} above {b}", "I see {a} above {b}"]
 BELOW = [template.replace("above", "below") for template in ABOVE]
+PLACE = ["the {n} is %s", "{a} %s", "I see {a} %s"]
+PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 SIDES = ["the {m} is on the left and the {n} is on the right"]
 ENDS = ["the {m} is at the top and the {n} is at the bottom", "the {n} is under the {m}"]
 ONE_COLOUR = ["{a}", "the {s} is {k}", "this {s} is {k}", "look, {a}!", "here is {a}", "I see {a}"]
@@ -383,7 +386,7 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
 
     counted = generator.sample(names, len(names))
     for split in ("selection", "test"):
-        contrasts = [contrast for contrast in ((2, 3), (3, 4), (2, 4)) for _ in range(PAIRS_PER_KIND // 6)]
+        contrasts = [contrast for contrast in ((1, 2), (1, 3), (2, 4)) for _ in range(PAIRS_PER_KIND // 6)]
         splits[split]["count"] = [(counted.pop(), *contrast) for contrast in contrasts]
     kept = {
         (name, number) for split in ("selection", "test") for name, *both in splits[split]["count"] for number in both
@@ -425,6 +428,11 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         thing = names[i % len(names)]
         return [thing], layouts.free(1, (20, 34)), some(NAMING, 2, thing)
 
+    def place(i: int) -> tuple:
+        thing, place = RELATED[i % len(RELATED)], generator.choice(list(PLACES))
+        box = (layouts.row() if place in ("left", "right") else layouts.column())[place in ("right", "bottom")]
+        return [thing], [box], some([template % PLACES[place] for template in PLACE], 2, thing)
+
     def two_objects(i: int) -> tuple:
         things = generator.sample(train["pair"][i % len(train["pair"])], 2)
         if generator.random() < 0.5:
@@ -442,7 +450,7 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         captions = some(LEFT, 1, left, right) + some(RIGHT, 1, right, left)
         boxes = layouts.row()
         captions += some(SIDES, 1, left, right) if i % 3 == 0 else []
-        captions += [f"the {left} is on the left", f"the {right} is on the right"]
+        captions += [f"the {left} is {PLACES['left']}", f"the {right} is {PLACES['right']}"]
         return [left, right], boxes, captions
 
     def above_below(i: int) -> tuple:
@@ -450,7 +458,7 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         captions = some(ABOVE, 1, upper, lower) + some(BELOW, 1, lower, upper)
         boxes = layouts.column()
         captions += some(ENDS, 1, upper, lower) if i % 3 == 0 else []
-        captions += [f"the {upper} is at the top", f"the {lower} is at the bottom"]
+        captions += [f"the {upper} is {PLACES['top']}", f"the {lower} is {PLACES['bottom']}"]
         return [upper, lower], boxes, captions
 
     def colour(i: int) -> tuple:
@@ -460,7 +468,7 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         things = generator.sample(train["colour"][i % len(train["colour"])], 2)
         return things, layouts.row(), some(TWO_COLOURS, 2, *things) + some(TWO_COLOURS, 1, *things[::-1])
 
-    makers: list[Callable] = [naming, two_objects, count, left_right, above_below, colour]
+    makers: list[Callable] = [naming, place, two_objects, count, left_right, above_below, colour]
     scenes = []
     for make in makers:
         for i in range(SCENES[make.__name__]):
@@ -470,11 +478,12 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
     return scenes
 
 
-SWAPPED_WORDS = {"left": "right", "right": "left", "above": "below", "below": "above"}
+SWAPPED_WORDS = {"left": "right", "above": "below", "top": "bottom"}
+SWAPPED_WORDS |= {other: word for word, other in SWAPPED_WORDS.items()}
 
 
 def swap_relation(caption: str) -> str:
-    return re.sub(r"\b(left|right|above|below)\b", lambda match: SWAPPED_WORDS[match[0]], caption)
+    return re.sub(rf"\b({'|'.join(SWAPPED_WORDS)})\b", lambda match: SWAPPED_WORDS[match[0]], caption)
 
 
 def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[list[dict], dict[str, list[dict]]]:
@@ -490,8 +499,9 @@ def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[
 
     def count_pair(i: int) -> tuple:
         thing, *numbers = splits[split]["count"][i // 2]
-        template = generator.choice(COUNT)
-        captions = [template.format(c=count_phrase(thing, number)) for number in numbers]
+        form = generator.randrange(len(COUNT))
+        templates = [(COUNT_ONE if number == 1 else COUNT)[form] for number in numbers]
+        captions = [t.format(c=count_phrase(thing, n)) for t, n in zip(templates, numbers, strict=True)]
         return [[thing] * n for n in numbers], [layouts.free(n, (18, 24)) for n in numbers], captions
 
     def colour_pair(i: int) -> tuple:
@@ -501,12 +511,14 @@ def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[
         boxes, template = layouts.row(), generator.choice(TWO_COLOURS)
         return both, [boxes, boxes], [fill(template, *pair) for pair in both]
 
-    def relation_pair(kind: str, boxes: list, templates: list[str], mirrored: list[str], i: int) -> tuple:
+    def relation_pair(kind: str, boxes: list, templates: list[str], mirrored: list[str], place: str, i: int) -> tuple:
         first, second = splits[split][kind][i]
-        if i % 4 < 2:
+        if i % 3 == 0:
             captions = [fill(generator.choice(templates), first, second)]
-        else:
+        elif i % 3 == 1:
             captions = [fill(generator.choice(mirrored), second, first)]
+        else:
+            captions = [f"the {first} is {PLACES[place]}"]
         if i % 2 == 0:  # the relation changes, the nouns stay
             captions.append(swap_relation(captions[0]))
         else:  # the nouns change places
@@ -518,8 +530,8 @@ def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[
         "object": object_pair,
         "count": count_pair,
         "colour": colour_pair,
-        "left_right": lambda i: relation_pair("left_right", layouts.row(), LEFT, RIGHT, i),
-        "above_below": lambda i: relation_pair("above_below", layouts.column(), ABOVE, BELOW, i),
+        "left_right": lambda i: relation_pair("left_right", layouts.row(), LEFT, RIGHT, "left", i),
+        "above_below": lambda i: relation_pair("above_below", layouts.column(), ABOVE, BELOW, "top", i),
     }
     scenes, rows = [], defaultdict(list)
     for kind, make in makers.items():
