@@ -2,12 +2,14 @@
 
     python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2 --real runs/real
 
---demo takes folders that `babylm-vlm demo` left, --real the OUT folder of scripts/real_data.sh.
+--demo takes folders that `babylm-vlm demo` left, --real the OUT folder of scripts/real_data.sh; the section of the one
+that is not given stays as it is.
 """
 
 import argparse
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 from babylm_vlm.demo.report import NAMES, percent, points, share
@@ -35,10 +37,11 @@ def demo_section(runs: list[dict]) -> list[str]:
     """Three models, both abilities, every seed; then the mean over seeds."""
     seeds = ", ".join(str(run["seed"]) for run in runs)
     state = runs[0]["training"]
+    versions = ", ".join(f"{package} {number}" for package, number in runs[0]["versions"].items())
     lines = [
         "## The demo",
         "",
-        f"`babylm-vlm demo` under seeds {seeds}, on {runs[0]['hardware']}; "
+        f"`babylm-vlm demo` under seeds {seeds}, on {runs[0]['hardware']}, with {versions}; "
         f"{', '.join(str(run['minutes']) for run in runs)} minutes each. Both twins start from the ancestor in the "
         f"package; the language-only one reads {state['language']['words_seen']:,} words of text, the multimodal one "
         f"{state['multimodal']['words_seen']:,} words of captions and text, mixed. Test split, accuracy in % with "
@@ -109,7 +112,8 @@ def real_section(folder: Path) -> list[str]:
         f"{states['multimodal']['parameters'] / 1e6:.1f}-million-parameter model. The ancestor read "
         f"{states['ancestor']['words_seen']:,} words of BabyLM text once; the language-only twin went on for "
         f"{states['language']['words_seen']:,} words, the multimodal one for {states['multimodal']['words_seen']:,} "
-        f"words of {captions['captions']:,} captions of {captions['pictures']:,} drawn scenes. The frozen tower was "
+        f"words of {captions['captions']:,} captions of {captions['pictures']:,} drawn scenes, with "
+        f"{', '.join(f'{k} {v}' for k, v in states['multimodal']['versions'].items())}. The frozen tower was "
         "trained from scratch to name what is in the training scenes. "
         f"Grounded: {counts['grounded']:,} choices in {counts['grounded'] // 2:,} mirrored pairs (Nikolaus and "
         f"Fourtassi 2021) on scenes never trained on. Grammar: {counts['blimp']:,} pairs of BLiMP, the challenge's "
@@ -140,26 +144,34 @@ def real_section(folder: Path) -> list[str]:
     return lines
 
 
+def kept_section(title: str) -> list[str]:
+    """A section of the docs/results.md that is there already."""
+    lines = (DOCS / "results.md").read_text(encoding="utf-8").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("## ")] + [len(lines)]
+    for start, end in pairwise(starts):
+        if lines[start].startswith(f"## {title}"):
+            return lines[start:end]
+    return []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, nargs="+", required=True)
+    parser.add_argument("--demo", type=Path, nargs="+")
     parser.add_argument("--real", type=Path)
     options = parser.parse_args()
-    runs = [read(folder / "results.json") for folder in options.demo]
-    if any(run["quick"] for run in runs):
-        parser.error("A --quick run has no numbers worth reporting.")
-    versions = ", ".join(f"{package} {number}" for package, number in runs[0]["versions"].items())
-    lines = [
-        "# Results",
-        "",
-        "Written by `scripts/write_results.py` from the `results.json` of the runs; no number is typed by hand. "
-        f"{versions}.",
-        "",
-        *demo_section(runs),
-        *(real_section(options.real) if options.real else []),
-    ]
-    (DOCS / "results.md").write_text("\n".join(lines), encoding="utf-8")
-    shutil.copyfile(options.demo[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
+    demo, real = kept_section("The demo"), kept_section("Real data")
+    if options.demo:
+        runs = [read(folder / "results.json") for folder in options.demo]
+        if any(run["quick"] for run in runs):
+            parser.error("A --quick run has no numbers worth reporting.")
+        demo = demo_section(runs)
+        shutil.copyfile(options.demo[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
+    if options.real:
+        real = real_section(options.real)
+    header = "Written by `scripts/write_results.py` from the `results.json` of the runs; no number is typed by hand."
+    (DOCS / "results.md").write_text(
+        "\n".join(["# Results", "", header, "", *demo, *real]).rstrip() + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -382,15 +382,23 @@ def test_eighty_steps_learn_four_pictures(multimodal, captions, tmp_path):
     assert state["words_seen"] == 80 * 4 * 5  # a step sees all four captions of five words
 
 
-def test_the_projector_has_a_learning_rate_of_its_own(multimodal, tmp_path):
+def test_projector_and_embeddings_have_learning_rates_of_their_own(multimodal, tmp_path):
     keys, frozen = multimodal
     before = load_file(frozen / "model.safetensors")
-    for name, rate, projector_rate in (("decoder", 1e-2, 0.0), ("projector", 0.0, 1e-2)):
-        run(tmp_path / name, **keys, learning_rate=rate, projector_learning_rate=projector_rate)
+    projector = {tensor for tensor in before if "multi_modal_projector" in tensor}
+    embeddings = {"model.embed_tokens.weight"}
+    expected = {"decoder": set(before) - projector - embeddings, "projector": projector, "embeddings": embeddings}
+    for name, tensors in expected.items():
+        rates = {part: 1e-2 if part == name else 0.0 for part in expected}
+        run(
+            tmp_path / name,
+            **keys,
+            learning_rate=rates["decoder"],
+            projector_learning_rate=rates["projector"],
+            embedding_learning_rate=rates["embeddings"],
+        )
         after = load_file(tmp_path / name / "model.safetensors")
-        changed = {tensor for tensor in before if not torch.equal(before[tensor], after[tensor])}
-        projector = {tensor for tensor in before if "multi_modal_projector" in tensor}
-        assert changed == (set(before) - projector if name == "decoder" else projector)
+        assert {tensor for tensor in before if not torch.equal(before[tensor], after[tensor])} == tensors
 
 
 def test_captions_and_text_can_be_mixed(multimodal, tmp_path):

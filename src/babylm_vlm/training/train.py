@@ -62,6 +62,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> dict:
         arguments = training_arguments(recipe, folder)
         set_seed(arguments.seed)
         model, processor, rows, data = prepare(recipe, arguments.device)
+        if recipe.embedding_learning_rate == 0:
+            model.get_input_embeddings().requires_grad_(False)  # spares the time of its gradient
         trainer = TwinTrainer(
             model=model,
             args=arguments,
@@ -254,6 +256,8 @@ class TwinTrainer(Trainer):
         own = {part: [] for part in self.peaks}
         decoder = []
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             part = next((part for part in self.peaks if part in name), None)
             (decoder if part is None else own[part]).append(parameter)
         groups = [
