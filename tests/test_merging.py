@@ -196,12 +196,14 @@ GOOD = linear_plan_yaml("./multimodal", "./language", 0.5)
 BAD_PLANS = {
     "merge_method: [": "is not a YAML file",
     "- 1": "the plan must be a mapping",
-    GOOD.replace("linear", "slerp", 1).replace("merge_method: linear", "merge_method: slerp"): "for other methods run",
-    GOOD + "tokenizer_source: union\n": "unknown key 'tokenizer_source'",
+    GOOD.replace("merge_method: linear", "merge_method: [linear]"): "must name a method",
+    GOOD.replace("models:", "slices:"): "slices are not merged here",
+    GOOD + "tokenizer: {sauce: base}\n": "unknown key 'sauce'",
+    GOOD + "tokenizer: {source: base}\ntokenizer_source: base\n": "keep one of them",
     GOOD.replace("normalize: true", "normalise: true"): "unknown key 'normalise'",
     GOOD.replace("normalize: true", "normalize: 2"): "must be true or false",
     GOOD.replace("base_model", "#"): "base_model is None",
-    GOOD.replace("base_model: ", "base_model: x"): "base_model is",
+    GOOD.replace("base_model: ", "base_model: x"): "which models does not list",
     GOOD.replace("./language", "./multimodal"): "twice",
     GOOD.replace(
         "./language", "./langauge"
@@ -209,9 +211,11 @@ BAD_PLANS = {
     GOOD.replace("./language", "runs/langauge"): r"neither a checkpoint folder .*relative to the current folder",
     GOOD.replace("{value: 0.5}", "{value: half}"): "'half' is not a finite number",
     GOOD.replace("{value: 0.5}", "{valu: 0.5}"): "unknown key 'valu'",
-    GOOD.replace("{value: 0.5}", "0.5"): "layer gradients",
+    GOOD.replace("{value: 0.5}", "0.5"): "must be a mapping with the keys filter, value",
+    GOOD.replace("{value: 0.5}", "{value: []}"): "is an empty list",
     GOOD + "dtype: int8\n": "dtype is 'int8'",
-    GOOD[: GOOD.index("  - model")]: "exactly two models",
+    GOOD[: GOOD.index("  - model")]: "models must be a list",
+    GOOD.replace("./language", "./language+./multimodal"): "the adapter ./multimodal, which has no adapter_config.json",
 }
 
 
