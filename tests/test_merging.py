@@ -308,7 +308,7 @@ def break_index(folder: Path):
     [
         (
             break_shape,
-            r"embed_tokens.* has the shape \(13, 7\) .* \(12, 7\) in the other \(do the models share one tok",
+            r"embed_tokens.* has the shape \(13, 7\) in .*multimodal and \(12, 7\) in .*language \(do the models share",
         ),
         (break_truncate, "is no complete safetensors file"),
         (break_pickle, "pickled weights"),
@@ -349,7 +349,7 @@ def test_output_takes_over_everything_but_weights_and_training_state(pair):
     kept += ["processor_config.json", "preprocessor_config.json", "modeling_babylm_vlm.py", "LICENSE"]
     left = ["README.md", "training_args.bin", "training_state.json", "trainer_state.json", "optimizer.pt"]
     for name in kept + left:
-        (base / name).write_text(name)
+        (base / name).write_text("{}")
     for folder in ("vision_tower", "checkpoint-10", "optimizer", "chck_1M"):
         (base / folder).mkdir()
         (base / folder / "config.json").write_text("{}")
@@ -395,15 +395,10 @@ def test_overwrite_spares_what_is_no_merge(pair):
         merge(linear_plan(), Path("thesis"), overwrite=True)
 
 
-def test_merging_imports_no_transformers():
-    source = Path(read_plan.__code__.co_filename).parents[1]
-    script = f"""
-import sys, types
-package = types.ModuleType("babylm_vlm"); package.__path__ = [{str(source)!r}]; sys.modules["babylm_vlm"] = package
-import babylm_vlm.merging
-assert "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
+def test_merging_imports_no_library_that_it_does_not_need():
+    script = "import sys, babylm_vlm.merging; print([n for n in ('transformers', 'mergekit', 'peft') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- real models, against mergekit -----------------------------------------------------------------------------------
