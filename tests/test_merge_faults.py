@@ -1,4 +1,4 @@
-"""Faults: a merge is whole or not there, its inputs are as they were, nothing strays, and one sentence says what is wrong.
+"""Faults: a merge is whole or not there, its inputs stay as they were, and one sentence says what is wrong.
 
 Run: pytest tests/test_merge_faults.py
 """
@@ -21,11 +21,11 @@ from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
 from babylm_vlm.merging.verify import verify
 
 NAMES = [f"model.layers.{layer}.{name}.weight" for layer in range(6) for name in ("a", "b", "c")]
-TRIALS = 30
+KILLS = 25
 
 
 def save_pair(folder: Path, width: int = 64) -> Path:
-    """Two checkpoints of six layers in two shards each, `multimodal/` and `language/`, and their plan; returns the plan."""
+    """Two checkpoints of two shards each, `multimodal/` and `language/`, and their plan; returns the plan's path."""
     for seed, name in enumerate(("multimodal", "language")):
         place = folder / name
         place.mkdir(parents=True)
@@ -64,7 +64,7 @@ def run_in_child(work) -> int:
 
 
 def test_killed_at_any_moment_nothing_looks_like_a_merge_that_is_none(tmp_path):
-    plan = read_plan(save_pair(tmp_path, width=200))
+    plan = read_plan(save_pair(tmp_path, width=128))
     inputs = {name: content(tmp_path / name) for name in ("multimodal", "language")}
     output = tmp_path / "out" / "merged"
     os.waitpid(run_in_child(lambda: merge(plan, tmp_path / "first")), 0)
@@ -73,7 +73,7 @@ def test_killed_at_any_moment_nothing_looks_like_a_merge_that_is_none(tmp_path):
     usual = time.perf_counter() - start
     expected = content(tmp_path / "first")
     chance, killed, torn = random.Random(0), 0, 0
-    for _ in range(TRIALS):
+    while killed < KILLS:  # one that comes after the merge's end does not count
         pid = run_in_child(lambda: merge(plan, output, overwrite=True))
         time.sleep(chance.uniform(0, usual))
         os.kill(pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_killed_at_any_moment_nothing_looks_like_a_merge_that_is_none(tmp_path):
         torn += any(path.name.endswith(".incomplete") for path in (tmp_path / "out").glob(".*"))
         if output.exists():
             assert content(output) == expected
-    assert killed > TRIALS / 2 and torn > 0  # the kills did hit merges at work
+    assert torn > 0  # some came while files were being written
     merge(plan, output, overwrite=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
     assert content(output) == expected
@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_named_before_the_work(small_disk, plan_file
 
 def test_a_disk_that_fills_up_leaves_nothing(small_disk, plan_file, monkeypatch):
     monkeypatch.setattr("babylm_vlm.merging.linear.check_free_space", lambda *_: None)
-    with pytest.raises(OSError, match="The merged weights cannot be written to .*disk: No space left on device"):
+    with pytest.raises(OSError, match=r"The merged weights cannot be written to .*disk: No space left on device"):
         merge(read_plan(plan_file), small_disk / "merged")
     assert list(small_disk.iterdir()) == []
 
@@ -214,8 +214,14 @@ DAMAGES = {
     "twice": (store_twice, r"stores the tensor model\.layers\.0\.a\.weight twice"),
     "two kinds": (two_kinds, r"has both model\.safetensors and model\.safetensors\.index\.json"),
     "float8": (float8, r"holds model\.layers\.0\.b\.weight as F8_E4M3, which is not merged"),
-    "nan": (poison(float("nan"), NAMES[1]), r"language holds NaN or infinity in the tensor model\.layers\.0\.b\.weight"),
-    "inf": (poison(float("-inf"), NAMES[17]), r"language holds NaN or infinity in the tensor model\.layers\.5\.c\.weight"),
+    "nan": (
+        poison(float("nan"), NAMES[1]),
+        r"language holds NaN or infinity in the tensor model\.layers\.0\.b\.weight",
+    ),
+    "inf": (
+        poison(float("-inf"), NAMES[17]),
+        r"language holds NaN or infinity in the tensor model\.layers\.5\.c\.weight",
+    ),
     "overflow": (poison(3e38, NAMES[17]), r"The merged tensor model\.layers\.5\.c\.weight does not fit into float32"),
 }
 

@@ -1,4 +1,4 @@
-"""Our merges of real, tiny checkpoints are mergekit's, bit for bit; what mergekit carries out for us comes out complete.
+"""Our merges of tiny checkpoints are mergekit's, bit for bit; what mergekit carries out for us comes out complete.
 
 Run: pytest tests/test_merge_parity.py
 """
@@ -85,7 +85,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
 
 
-# A weight of 1 beside weights of 0 is a copy here, which keeps -0.0, where mergekit makes it 0.0: see the test of verify.
+# A weight of 1 beside weights of 0 is a copy here, which keeps -0.0; mergekit makes it 0.0 (see the test of verify).
 number = st.floats(0.05, 2).filter(lambda value: value != 1)
 value = number | st.lists(number, min_size=1, max_size=4)
 filtered = st.lists(
@@ -179,7 +179,7 @@ def test_an_adapter_is_folded_in_first(tmp_path, llamas):
         read_plan(tmp_path / "ours.yaml")
 
 
-# --- other methods: mergekit merges, we check and complete -------------------------------------------------------------
+# --- other methods: mergekit merges, we check and complete -----------------------------------------------------------
 
 
 def slerp(base: Path, other: Path) -> dict:

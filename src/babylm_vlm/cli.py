@@ -183,20 +183,24 @@ def caption(
 
 
 def _print_steps(rows: list[dict]) -> None:
-    """A table of what happens to every tensor."""
+    """A table of what happens to every tensor; models are shown as letters, which are explained under it."""
     from rich.table import Table
 
-    table = Table("Tensor", "Shape", "Result", "Made from", box=None)
+    names = sorted({name for row in rows for name in row["sources"]})
+    letters = {name: chr(ord("A") + place) for place, name in enumerate(names)}
+    table = Table("Tensor", "Shape", "Dtype", "Made from", box=None)
+    table.columns[0].no_wrap = True
     for row in rows:
-        weights = row["weights"] or [None] * len(row["sources"])
-        parts = [f"{w:g} * {name}" if w is not None else name for w, name in zip(weights, row["sources"], strict=True)]
-        made = f"copy of {row['sources'][0]}" if row["operation"] == "copy" else " + ".join(parts)
-        if row["operation"] not in ("copy", "interpolate"):
-            made = f"{row['operation']} of {', '.join(row['sources'])}"
-        table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], escape(made))
+        models = [letters[name] for name in row["sources"]]
+        made = {
+            "copy": f"copy of {models[0]}",
+            "interpolate": " + ".join(f"{w:g} {m}" for w, m in zip(row["weights"], models, strict=False)),
+        }.get(row["operation"], f"{row['operation']} of {', '.join(models)}")
+        table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], made)
     Console(soft_wrap=True).print(table)
     copies = sum(row["operation"] == "copy" for row in rows)
     print(f"{len(rows)} tensors: {copies} copied, {len(rows) - copies} merged. Nothing was written.")
+    print("\n".join(f"{letter} = {name}" for name, letter in letters.items()))
 
 
 def main() -> None:
