@@ -189,7 +189,6 @@ def _print_steps(rows: list[dict]) -> None:
     names = sorted({name for row in rows for name in row["sources"]})
     letters = {name: chr(ord("A") + place) for place, name in enumerate(names)}
     table = Table("Tensor", "Shape", "Dtype", "Made from", box=None)
-    table.columns[0].no_wrap = True
     for row in rows:
         models = [letters[name] for name in row["sources"]]
         made = {
@@ -197,7 +196,9 @@ def _print_steps(rows: list[dict]) -> None:
             "interpolate": " + ".join(f"{w:g} {m}" for w, m in zip(row["weights"], models, strict=False)),
         }.get(row["operation"], f"{row['operation']} of {', '.join(models)}")
         table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], made)
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    console.width = max(console.width, 120)  # a narrow terminal breaks lines, but loses nothing
+    console.print(table)
     copies = sum(row["operation"] == "copy" for row in rows)
     print(f"{len(rows)} tensors: {copies} copied, {len(rows) - copies} merged. Nothing was written.")
     print("\n".join(f"{letter} = {name}" for name, letter in letters.items()))
