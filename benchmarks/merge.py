@@ -9,7 +9,8 @@
   hashes of its parents; mergekit does none of the three, and its tokenizer and card steps are off.
 - The floor reads both checkpoints and writes one, in blocks, with fsync.
 - Both merges must agree bit for bit, or the benchmark fails.
-- Files lie in memory (/dev/shm) if there is room, so that the disk is not what is measured; --folder puts them elsewhere.
+- Files lie in memory (/dev/shm) where there is such a place, or the disk would be measured; --folder moves them.
+- CPU seconds are the fairer measure on a machine that does other work at the same time.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -60,6 +60,19 @@ with open(target, "wb", buffering=0) as out:
 """
 
 
+# A small process starts the measured one: peak memory would else count what this script had when it forked.
+START = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = 0
+with open(sys.argv[1], "w") as file:
+    print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, file=file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def main() -> None:
     """Run the cases and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,7 +90,7 @@ def main() -> None:
 
 
 def run_case(case: str, rounds: int, place: Path) -> dict:
-    """Medians of seconds and the largest peak memory, in bytes, of each of the three."""
+    """Medians of seconds and CPU seconds and the largest peak memory, in bytes, of each of the three."""
     check_room(case, place)
     with tempfile.TemporaryDirectory(prefix="merge-benchmark-", dir=place) as name:
         folder = Path(name)
@@ -86,18 +99,19 @@ def run_case(case: str, rounds: int, place: Path) -> dict:
         plan = folder / "plan.yaml"
         plan.write_text(PLAN.format(folder=folder))
         commands = make_commands(folder, plan)
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        peaks = dict.fromkeys(commands, 0)
+        measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
         for number in range(rounds):
             for name, command in commands.items():
-                taken, peak = run(command, folder / "log")
-                seconds[name].append(taken)
-                peaks[name] = max(peaks[name], peak)
+                measured[name].append(run(command, folder))
                 if name == "mergekit" and number == 0:
                     check_agreement(folder / name, plan)
                 remove(folder / name)
-        medians = {name: statistics.median(times) for name, times in seconds.items()}
-        return {name: {"seconds": medians[name], "all": seconds[name], "peak": peaks[name]} for name in commands}
+        return {name: summary(runs) for name, runs in measured.items()}
+
+
+def summary(runs: list[tuple[float, float, int]]) -> dict:
+    seconds, cpu, peaks = zip(*runs, strict=True)
+    return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "peak": max(peaks), "all": seconds}
 
 
 def make_commands(folder: Path, plan: Path) -> dict[str, list[str]]:
@@ -113,19 +127,16 @@ def make_commands(folder: Path, plan: Path) -> dict[str, list[str]]:
     }
 
 
-def run(command: list[str], log: Path) -> tuple[float, int]:
-    """Seconds and peak memory in bytes of a process."""
+def run(command: list[str], folder: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and peak memory in bytes of a process."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"HF_HUB_OFFLINE": "1"}
-    with open(log, "wb") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        taken = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{log.read_text()}")
-    return taken, usage.ru_maxrss * 1024
+    launcher = [sys.executable, "-S", "-c", START, str(folder / "usage"), *command]
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}")
+    seconds, cpu, peak = (folder / "usage").read_text().split()
+    return float(seconds), float(cpu), int(peak)
 
 
 def check_agreement(merged: Path, plan: Path) -> None:
@@ -168,6 +179,8 @@ def write_checkpoint(folder: Path, case: tuple[int, int, int, int, torch.dtype],
         **{"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers},
         **{"num_attention_heads": hidden // 64, "vocab_size": vocabulary, "tie_word_embeddings": False},
     }
+    if folder.name == "multimodal":
+        config |= {"vision_tower": "none", "vision_grid": 1}  # so that our merge writes its card, hashes and all
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -197,18 +210,17 @@ def machine() -> str:
 
 
 def print_table(report: dict) -> None:
-    table = Table(
-        "Case", "", "Seconds", "Peak memory", "Times babylm-vlm's seconds", title=report["machine"], box=None
-    )
+    columns = ("Case", "", "Seconds", "Ratio", "CPU seconds", "Ratio", "Peak memory")
+    table = Table(*columns, title=report["machine"], box=None)
     for case, result in report["results"].items():
-        ours = result["babylm-vlm"]["seconds"]
+        ours = result["babylm-vlm"]
         for name, row in result.items():
-            ratio = f"{row['seconds'] / ours:.2f}"
-            table.add_row(case, name, f"{row['seconds']:.2f}", f"{row['peak'] / 1e6:.0f} MB", ratio)
+            times = [text for key in ("seconds", "cpu") for text in (f"{row[key]:.2f}", f"{row[key] / ours[key]:.2f}")]
+            table.add_row(case, name, *times, f"{row['peak'] / 1e6:.0f} MB")
     console = Console()
     console.width = max(console.width, 100)
     console.print(table)
-    print(f"Medians of {report['rounds']} rounds, files in {report['folder']}; the merges agree bit for bit.")
+    print(f"Medians of {report['rounds']} rounds; files in {report['folder']}; the merges agree bit for bit.")
 
 
 if __name__ == "__main__":
