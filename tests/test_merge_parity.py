@@ -205,6 +205,20 @@ def test_other_methods_are_mergekits_and_lose_nothing(tmp_path, caplog, multimod
         verify(tmp_path / "ours", read_plan(tmp_path / "plan.yaml"))
 
 
+def test_a_union_of_vocabularies_is_mergekits(tmp_path):
+    first = save_llama(tmp_path / "first", 0, "float32")
+    second = save_llama(tmp_path / "second", 1, "float32", words="second", rows=7)
+    models = [{"model": path, "parameters": {"weight": 0.5}} for path in (first, second)]
+    plan = {"merge_method": "linear", "base_model": first, "models": models, "tokenizer": {"source": "union"}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    merge(read_plan(tmp_path / "plan.yaml"), tmp_path / "ours")
+    merged = load(tmp_path / "ours")
+    assert_same(merged, mergekit(plan, tmp_path / "theirs"))
+    words = AutoTokenizer.from_pretrained(tmp_path / "ours").get_vocab()
+    assert set(words) == {*WORDS["first"], *WORDS["second"]}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").config.vocab_size == len(words)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"merge_method": "slurp"}, "mergekit refuses the plan"), ({"parameters": {}}, "mergekit refuses the plan.* t ")],
