@@ -87,7 +87,7 @@ def test_the_installed_command_lists_the_commands(tmp_path):
     installed = Path(sys.executable).with_name("babylm-vlm")
     done = subprocess.run([installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
-    for name in ("demo", "train", "merge", "evaluate", "caption"):
+    for name in ("demo", "train", "merge", "verify", "evaluate", "caption"):
         assert f" {name} " in done.stdout
 
 
@@ -99,7 +99,7 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "merge", "evaluate", "caption"])
+@pytest.mark.parametrize("name", ["demo", "train", "merge", "verify", "evaluate", "caption"])
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")
     assert code == 0 and err == "" and "Usage" in out
@@ -120,6 +120,10 @@ WRONG = [
     ("merge lost.yaml --output-dir out", "names the checkpoint folder ./nowhere, which is not there"),
     ("merge recipe.yaml --output-dir out", "recipe.yaml: the plan has the unknown key"),
     ("merge plan.yaml --output-dir data", "data exists"),
+    ("merge plan.yaml", "Say where the merge is to be written with --output-dir"),
+    ("merge plan.yaml --output-dir out --max-shard-size 5", "Unit '5' not supported"),
+    ("verify nowhere plan.yaml", "There is no merged checkpoint nowhere"),
+    ("verify data plan.yaml", "data has no weights"),
     ("evaluate nowhere/at/all --data data --output-dir out", "There is no checkpoint nowhere/at/all"),
     ("evaluate data --data data --output-dir out", "data holds no config.json"),
     ("evaluate language --data nowhere --output-dir out", "the data folder nowhere does not exist"),
@@ -179,6 +183,39 @@ def test_merge_writes_the_weights_and_a_card_with_alpha(command):
         "a ball", images=Image.open("data/grounded/red.png"), return_tensors="pt"
     )
     assert AutoModelForCausalLM.from_pretrained("runs/merged")(**pictures).logits.isfinite().all()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(command, place):
+    before = names(place)
+    code, out, _ = command("merge plan.yaml --dry-run --json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and set(rows) == set(load_file("multimodal/model.safetensors"))
+    assert rows["model.norm.weight"] == {
+        "name": "model.norm.weight",
+        "operation": "interpolate",
+        "sources": ["./multimodal", "./language"],
+        "weights": [0.3, 0.7],
+        "dtype": "float32",
+        "shape": [32],
+    }
+    copied = rows["model.multi_modal_projector.linear_1.weight"]
+    assert (copied["operation"], copied["sources"]) == ("copy", ["./multimodal"])
+    code, out, _ = command("merge plan.yaml --dry-run")
+    assert code == 0 and "0.3 B + 0.7 A" in out and "copy of B" in out and "B = ./multimodal" in out
+    assert f"{len(rows)} tensors: 4 copied, {len(rows) - 4} merged." in out
+    assert names(place) == before
+
+
+def test_verify_says_whether_a_merge_is_what_its_plan_makes(command):
+    command("merge plan.yaml --output-dir runs/merged --max-shard-size 20KB")
+    assert Path("runs/merged/model.safetensors.index.json").is_file()
+    code, out, _ = command("verify runs/merged plan.yaml")
+    assert code == 0 and "tensors are bit for bit as plan.yaml makes them" in out
+    Path("other.yaml").write_text(linear_plan_yaml("./multimodal", "./language", 0.4))
+    code, out, _ = command("verify runs/merged other.yaml")
+    assert code == 1 and "model.embed_tokens.weight: " in out and "elements differ" in out
+    code, out, _ = command("verify runs/merged other.yaml --json")
+    assert code == 1 and json.loads(out)["different"]
 
 
 def test_evaluate_writes_and_prints_the_same_results(command):

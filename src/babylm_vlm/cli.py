@@ -19,6 +19,9 @@ app = typer.Typer(
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder to write; it must not exist.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output in that folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Copy tensors that only one model has; list them.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
 
 
@@ -65,18 +68,69 @@ def train(
 @app.command()
 def merge(
     plan: Annotated[Path, typer.Argument(help="mergekit YAML, such as merge_configs/linear.yaml.")],
-    output_dir: OutputDir,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Folder to write; it must not exist.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what happens to every tensor; write nothing.")
+    ] = False,
+    allow_missing: AllowMissing = False,
+    max_shard_size: Annotated[str, typer.Option(help="Largest weights file, such as 500MB.")] = "5GB",
+    trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Merge two checkpoints as a mergekit YAML says."""
-    from .hub.facts import write_merged_card
-    from .merging.linear import merge as run
-    from .merging.plan import read_plan
+    """Merge checkpoints as a mergekit YAML says."""
+    import json
+
+    from .merging import linear, read_plan
+    from .merging.steps import describe
 
     read = read_plan(plan)
-    run(read, output_dir, overwrite)
+    if dry_run:
+        steps, _ = linear.preflight(read, allow_missing)
+        rows = describe(steps, read)
+        print(json.dumps(rows)) if as_json else _print_steps(rows)
+        return
+    if output_dir is None:
+        raise ValueError("Say where the merge is to be written with --output-dir, or pass --dry-run.")
+    from .hub.facts import write_merged_card
+
+    linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
     write_merged_card(output_dir, read)
-    print(f"{output_dir}: merged from {' and '.join(source.name for source in read.sources)}.")
+    names = [source.name for source in read.sources]
+    if as_json:
+        print(json.dumps({"output_dir": str(output_dir), "merge_method": read.method, "models": names}))
+    else:
+        print(f"{output_dir}: merged from {' and '.join(names)}.")
+
+
+@app.command()
+def verify(
+    merged: Annotated[Path, typer.Argument(help="Folder of a merge, ours or mergekit's.")],
+    plan: Annotated[Path, typer.Argument(help="The mergekit YAML that it should be the result of.")],
+    allow_missing: AllowMissing = False,
+    trust_remote_code: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a merge against its plan, bit by bit; exit code 1 if they differ."""
+    import json
+
+    from .merging import read_plan
+    from .merging.verify import verify as run
+
+    report = run(merged, read_plan(plan), allow_missing, trust_remote_code)
+    wrong = [f"{row['name']}: {row['reason']}" for row in report["different"]]
+    wrong += [f"{name}: {kind}" for kind in ("missing", "extra") for name in report[kind]]
+    if as_json:
+        print(json.dumps(report))
+    elif wrong:
+        print("\n".join(wrong))
+        print(f"{merged}: {len(wrong)} tensors are not as {plan} makes them.")
+    else:
+        print(f"{merged}: all {report['tensors']} tensors are bit for bit as {plan} makes them.")
+    if wrong:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -126,6 +180,28 @@ def caption(
     loaded, processor = load_model(model, trust_remote_code=trust_remote_code)
     for image, text in zip(images, caption_pictures(loaded, processor, images, prompt, max_new_tokens), strict=True):
         print(json.dumps({"image": str(image), "caption": text}) if as_json else f"{image}: {text}")
+
+
+def _print_steps(rows: list[dict]) -> None:
+    """A table of what happens to every tensor; models are shown as letters, which are explained under it."""
+    from rich.table import Table
+
+    names = sorted({name for row in rows for name in row["sources"]})
+    letters = {name: chr(ord("A") + place) for place, name in enumerate(names)}
+    table = Table("Tensor", "Shape", "Dtype", "Made from", box=None)
+    for row in rows:
+        models = [letters[name] for name in row["sources"]]
+        made = {
+            "copy": f"copy of {models[0]}",
+            "interpolate": " + ".join(f"{w:g} {m}" for w, m in zip(row["weights"], models, strict=False)),
+        }.get(row["operation"], f"{row['operation']} of {', '.join(models)}")
+        table.add_row(row["name"], " x ".join(map(str, row["shape"])), row["dtype"], made)
+    console = Console()
+    console.width = max(console.width, 120)  # a narrow terminal breaks lines, but loses nothing
+    console.print(table)
+    copies = sum(row["operation"] == "copy" for row in rows)
+    print(f"{len(rows)} tensors: {copies} copied, {len(rows) - copies} merged. Nothing was written.")
+    print("\n".join(f"{letter} = {name}" for name, letter in letters.items()))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all, hashes of files, and errors that name what is missing."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 def new_folder(path: Path, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
 
+    What a killed process left beside `path` is cleaned up first.
+
     Args:
         path: the folder to be made.
         overwrite: replace an earlier one.
@@ -21,6 +24,7 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = "config.json")
         FileExistsError: `path` exists and may not be replaced.
     """
     path = Path(path)
+    _clean_up_after_the_dead(path)
     check_new_folder(path, overwrite, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
@@ -47,6 +51,47 @@ def check_new_folder(path: Path, overwrite: bool = False, marker: str = "config.
         raise FileExistsError(f"The output folder {path} exists: choose another one, or pass --overwrite.")
     if not (path / marker).is_file():
         raise FileExistsError(f"{path} has no {marker}, so it is no earlier output and is not overwritten.")
+
+
+def _clean_up_after_the_dead(path: Path) -> None:
+    """Remove temporary folders of processes that run no more; one killed while it replaced `path` gets it put back."""
+    for kind in ("old", "incomplete"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
+            pid = left.name.removesuffix(f".{kind}").rpartition(".")[2]
+            if not pid.isdecimal() or _is_running(int(pid)):
+                continue
+            if kind == "old" and not path.exists():
+                left.rename(path)
+            else:
+                shutil.rmtree(left)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until every file in a folder is on the disk, so that a rename after it cannot outlive its content."""
+    for path in (folder, *folder.rglob("*")):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def check_free_space(path: Path, size: int) -> None:
+    """Raise OSError unless a file system has room for `size` bytes in a folder that is to be made."""
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OSError(f"{path} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there.")
 
 
 def sha256(path: Path) -> str:

@@ -1,15 +1,14 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import sha256
 from ..merging.plan import PROJECTOR, MergePlan, Source
-from ..merging.weights import Weights
+from ..merging.preflight import STATE_FILE, common_ancestor
+from ..merging.steps import layer_depths
+from ..merging.weights import Weights, weights_sha256
 from .cards import write_card
 
-STATE_FILE = "training_state.json"
 LIMITS = [
     "It was trained on very little text and knows little of the world; what it writes can be wrong or offensive.",
     "The accuracies are on minimal pairs of the kinds listed, and say nothing about other abilities.",
@@ -67,8 +66,8 @@ def write_merged_card(
         results: rows of {task, split, accuracy, interval, chance, items}.
     """
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
-    if len(parents) != len(plan.sources):
-        return  # two models of one kind: the template speaks of a multimodal and a language-only one
+    if len(parents) != 2 or len(plan.sources) != 2:
+        return  # the template speaks of a multimodal and a language-only model
     states = [read_json(s.folder / STATE_FILE) for s in plan.sources if (s.folder / STATE_FILE).is_file()]
     ancestor = common_ancestor(plan.sources)
     limits = LIMITS if ancestor else [*LIMITS, "No common ancestor of its parents is on record."]
@@ -79,14 +78,13 @@ def write_merged_card(
             "title": "Merged BabyLM",
             "languages": ["en"],
             "architecture": architecture(folder),
-            "alpha": decoder_alpha(folder, plan, parents),
+            "alpha": decoder_alpha(folder, plan, parents) if plan.native else None,
             "alpha_choice": alpha_choice,
             "ancestor": public_name(ancestor) if ancestor else None,
             **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": public_name(source.name), "sha256": sha256(source.folder / "model.safetensors")}
+                {"role": role, "name": public_name(source.name), "sha256": weights_sha256(source.folder)}
                 for role, source in parents.items()
-                if (source.folder / "model.safetensors").is_file()
             ],
             "data": [source | {"name": public_name(source["name"])} for state in states for source in state["data"]],
             "merge_yaml": plan.text,
@@ -96,29 +94,11 @@ def write_merged_card(
     )
 
 
-def common_ancestor(sources: Sequence[Source]) -> str | None:
-    """Name of the checkpoint that both models come from: their ancestor, or one of the two; None if unknown.
-
-    Checkpoints are known by the hash of their weights, as `training_state.json` records it.
-    """
-    ancestors = []
-    for source in sources:
-        state = source.folder / STATE_FILE
-        ancestors.append((read_json(state)["ancestor"] if state.is_file() else None) or {"name": None, "sha256": None})
-    hashes = [ancestor["sha256"] for ancestor in ancestors]
-    if hashes[0] is not None and hashes[0] == hashes[1]:
-        return ancestors[0]["name"]
-    for source, ancestor in zip(sources, reversed(ancestors), strict=True):
-        weights = source.folder / "model.safetensors"
-        if ancestor["sha256"] is not None and weights.is_file() and sha256(weights) == ancestor["sha256"]:
-            return source.name
-    return None
-
-
 def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> float | None:
     """The multimodal model's share in the decoder, where it is one share of a whole; None where it is not."""
-    names = [name for name in Weights(folder).names if PROJECTOR not in name]
-    shares = {(parents["multimodal"].weight(name), parents["language"].weight(name)) for name in names}
+    depths = layer_depths(sorted(name for name in Weights(folder).names if PROJECTOR not in name))
+    models = parents["multimodal"], parents["language"]
+    shares = {tuple(model.weight(name, depth) for model in models) for name, depth in depths.items()}
     multimodal, language = shares.pop()
     total = multimodal + language
     if shares or min(multimodal, language) < 0 or total == 0 or (total != 1 and not plan.normalize):

@@ -1,74 +1,131 @@
-"""Linear merging: theta = w_0 * theta_0 + w_1 * theta_1, tensor by tensor.
+"""Merge checkpoints into a checkpoint, and two state dicts into a state dict.
 
-- One kernel, `blend`, serves files and memory, so a sweep in memory scores exactly the weights that a merge writes.
-- The kernel sums in fp32 (fp64 for fp64 tensors) in the order of the plan and rounds once, as mergekit 0.1.5 does; the
-  results agree bit for bit. `w*A + v*B`, `lerp` and `B + w*(A - B)` round differently.
-- A tensor that one model has with weight 1, and the other lacks or weighs 0, is copied, never computed.
-- Every tensor of either model is either merged, copied or an error. Nothing is dropped.
+- One kernel serves files and memory (`kernel.py`), so a sweep in memory scores exactly what a merge writes.
+- A merge is checked before anything is written (`preflight.py`, `steps.py`), streamed (`engine.py`), completed with
+  everything that is not weights (`output.py`) and put in place by one rename: it is whole or not there.
 """
 
+import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from ..files import check_new_folder, new_folder
-from .output import PLAN_FILE, check_overlap, check_tokenizers, copy_rest
+from ..files import check_free_space, check_new_folder, new_folder, sync_folder
+from .delegate import completing_steps, folded_adapters, run_mergekit
+from .engine import MAX_SHARD_SIZE, write_weights
+from .kernel import blend
+from .output import PLAN_FILE, check_overlap, copy_rest, set_vocabulary_size, take_tokenizer
 from .plan import PROJECTOR, MergePlan, Source, check_alpha
+from .preflight import check_models, warn_of_strangers
+from .steps import Step, plan_steps, shape_error
+from .vocabulary import describe_match, match_tokens
 from .weights import Weights
 
-WEIGHTS_FILE = "model.safetensors"
+__all__ = ["blend", "interpolate", "merge", "preflight"]
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What happens to one tensor: it is blended from both sources, or copied from one of them.
-
-    Attributes:
-        name: of the tensor.
-        weights: of the two sources, in the order of the plan.
-        copied_from: index of the source that it is copied from, None where it is blended.
-    """
-
-    name: str
-    weights: tuple[float, float]
-    copied_from: int | None = None
-
-
-def merge(plan: MergePlan, output_dir: str | Path, overwrite: bool = False) -> None:
+def merge(
+    plan: MergePlan,
+    output_dir: str | Path,
+    overwrite: bool = False,
+    allow_missing: bool = False,
+    max_shard_size: str | int = MAX_SHARD_SIZE,
+    trust_remote_code: bool = False,
+) -> None:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
     Everything of the base model but its weights, model card and training state is copied along, and the plan is stored
-    as `mergekit_config.yml`.
+    as `mergekit_config.yml`. Warnings go to the log, which without further ado is stderr.
 
     Args:
         plan: from `read_plan`.
         output_dir: a new folder.
         overwrite: replace an earlier merge of that name.
+        allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
+        max_shard_size: largest weights file, in bytes or as "5GB".
+        trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
         FileNotFoundError: a checkpoint has no weights.
-        ValueError: the weights do not fit each other or the plan, or cannot be read.
+        OSError: the output cannot be written.
+        ValueError: the models do not fit each other or the plan, or their weights cannot be read or are not finite.
     """
     output_dir = Path(output_dir)
     check_overlap(output_dir, [source.folder for source in plan.sources])
     check_new_folder(output_dir, overwrite, PLAN_FILE)
-    check_tokenizers([source.folder for source in plan.sources])
-    weights = (Weights(plan.sources[0].folder), Weights(plan.sources[1].folder))
-    steps = plan_steps(plan, weights)
-    with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
-        copy_rest(plan, folder)
-        tensors = {}
-        for step in tqdm(steps, desc="Merging", unit="tensor", disable=None, delay=2):
-            tensors[step.name] = _result(step, plan, weights)
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        shutil.copymode(folder / PLAN_FILE, folder / WEIGHTS_FILE)  # safetensors makes it readable by its owner only
+    with folded_adapters(plan, trust_remote_code) as folded:
+        steps, weights = preflight(folded, allow_missing)
+        size = sum(step.bytes for step in steps)
+        check_free_space(output_dir, size if plan.native else 2 * size)  # mergekit's result and its completion
+        with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
+            copy_rest(folded, folder)
+            if plan.native:
+                write_weights(steps, folded, weights, folder, max_shard_size)
+            else:
+                _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
+            set_vocabulary_size(folder)
+            sync_folder(folder)
+
+
+def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:
+    """Check a plan against its models' configurations, tokenizers and weights' headers; nothing is written.
+
+    Returns:
+        What happens to every tensor, and the opened checkpoints. Of a plan that mergekit carries out, the steps only
+        say which tensors one model alone has, so that they are copied.
+
+    Raises:
+        FileNotFoundError, ValueError: as `merge`.
+    """
+    check_models(plan)
+    weights = [Weights(source.folder) for source in plan.sources]
+    vocabulary = match_tokens(plan, weights) if plan.native and plan.align_tokens else None
+    if vocabulary:
+        for sentence in describe_match(plan, vocabulary):
+            log.warning("%s", sentence)
+    steps = plan_steps(plan, weights, vocabulary, allow_missing)
+    if allow_missing:
+        _log_missing(plan, weights, steps)
+    if warning := warn_of_strangers(plan, weights):
+        log.warning("Warning: %s", warning)
+    return steps, weights
+
+
+def _merge_with_mergekit(
+    plan: MergePlan,
+    steps: Sequence[Step],
+    weights: Sequence[Weights],
+    folder: Path,
+    max_shard_size: str | int,
+    trust_remote_code: bool,
+) -> None:
+    """Let mergekit merge, then write its result, completed, in our format."""
+    made = folder / "mergekit"
+    run_mergekit(plan, made, trust_remote_code)
+    result = Weights(made)
+    dropped = sorted(step.name for step in steps if step.copied and step.name not in result.names)
+    if dropped:
+        log.warning("mergekit left out %s; copied as in the model that has it.", ", ".join(dropped))
+    sources = (*plan.sources, Source("the result of mergekit", made, ()))
+    completed = replace(plan, sources=sources, dtype=None, out_dtype=None)
+    write_weights(completing_steps(steps, result, weights), completed, [*weights, result], folder, max_shard_size)
+    take_tokenizer(made, folder)
+    shutil.rmtree(made)
+
+
+def _log_missing(plan: MergePlan, weights: Sequence[Weights], steps: Sequence[Step]) -> None:
+    """List the tensors that some model lacks, and what happens to them."""
+    for step in steps:
+        lacking = [s.name for s, one in zip(plan.sources, weights, strict=True) if step.name not in one.names]
+        if lacking:
+            names = " and ".join(plan.sources[place].name for place in step.sources)
+            log.warning("%s is not in %s: %s %s.", step.name, " and ".join(lacking), step.operation, names)
 
 
 def interpolate(multimodal: dict[str, Tensor], language: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -97,77 +154,12 @@ def interpolate(multimodal: dict[str, Tensor], language: dict[str, Tensor], alph
             merged[name] = tensor.clone()
             continue
         if tensor.shape != language[name].shape:
-            raise ValueError(_shape_error(name, tensor.shape, language[name].shape))
+            raise ValueError(shape_error(name, tensor.shape, language[name].shape))
         if alpha == 0.0:
             merged[name] = language[name].clone()
         else:
             merged[name] = _blend_named(name, tensor, language[name], (alpha, 1 - alpha))
     return merged
-
-
-def blend(a: Tensor, b: Tensor, weights: tuple[float, float], normalize: bool = True) -> Tensor:
-    """`weights[0] * a + weights[1] * b`, divided by the sum of the weights where `normalize`.
-
-    Integer and boolean tensors cannot be blended: they must be equal.
-
-    Returns:
-        A new tensor in the wider of the two dtypes.
-
-    Raises:
-        ValueError: integer tensors differ, or the weights sum to 0.
-    """
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    if not dtype.is_floating_point:
-        if a.dtype != b.dtype or not torch.equal(a, b):
-            raise ValueError("The models hold different integers here, which cannot be interpolated.")
-        return a.clone()
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    merged = (a.to(exact) * weights[0]).add_(b.to(exact), alpha=weights[1])
-    if normalize:
-        total = torch.tensor(weights, dtype=exact).sum()
-        if total == 0:
-            raise ValueError("The weights of the two models sum to 0 here, so they cannot be normalized.")
-        if total != 1:
-            merged.div_(total)
-    return merged.to(dtype)
-
-
-def plan_steps(plan: MergePlan, weights: tuple[Weights, Weights]) -> list[Step]:
-    """What the plan does with every tensor of the two checkpoints, by their headers alone, sorted by name.
-
-    Raises:
-        ValueError: a tensor to be interpolated is missing from one model or differs in shape, or has no weight.
-    """
-    names = sorted(weights[0].names | weights[1].names)
-    return [_step(name, plan.sources, weights) for name in names]
-
-
-def _step(name: str, sources: tuple[Source, Source], weights: tuple[Weights, Weights]) -> Step:
-    shares = (sources[0].weight(name), sources[1].weight(name))
-    for here, there in ((0, 1), (1, 0)):
-        absent = name not in weights[there].names
-        if shares[here] == 1.0 and (absent or shares[there] == 0.0) and name in weights[here].names:
-            return Step(name, shares, copied_from=here)
-        if absent:
-            raise ValueError(
-                f"The tensor {name} is in {sources[here].name} but not in {sources[there].name}, so it cannot be "
-                f"interpolated; to copy it, give {sources[here].name} a filter for it with the value 1.0."
-            )
-    shapes = weights[0].shape(name), weights[1].shape(name)
-    if shapes[0] != shapes[1]:
-        raise ValueError(_shape_error(name, *shapes))
-    return Step(name, shares)
-
-
-def _result(step: Step, plan: MergePlan, weights: tuple[Weights, Weights]) -> Tensor:
-    """The merged tensor of one step, in the dtype that the plan asks for."""
-    convert = _converter(plan.dtype)
-    if step.copied_from is not None:
-        merged = convert(weights[step.copied_from].tensor(step.name))
-    else:
-        a, b = (convert(source.tensor(step.name)) for source in weights)
-        merged = _blend_named(step.name, a, b, step.weights, plan.normalize)
-    return _converter(plan.out_dtype)(merged).contiguous()
 
 
 def _blend_named(name: str, a: Tensor, b: Tensor, weights: tuple[float, float], normalize: bool = True) -> Tensor:
@@ -176,20 +168,6 @@ def _blend_named(name: str, a: Tensor, b: Tensor, weights: tuple[float, float], 
         return blend(a, b, weights, normalize)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _converter(dtype: str | None) -> Callable[[Tensor], Tensor]:
-    """To a dtype by name; integer tensors, and every tensor where the name is None, pass unchanged."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
-
-    return convert
-
-
-def _shape_error(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> str:
-    hint = " (do the models share one tokenizer?)" if len(a) == len(b) == 2 and a[1:] == b[1:] else ""
-    return f"The tensor {name} has the shape {tuple(a)} in one model and {tuple(b)} in the other{hint}."
 
 
 def _some(names: list[str]) -> str:

@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from .plan import MergePlan
+from .vocabulary import is_indexed_by_token
+from .weights import Weights
 
 PLAN_FILE = "mergekit_config.yml"
 
@@ -19,6 +21,17 @@ NOT_COPIED = (
 )
 """Names in the base model's folder that the merged model's folder does not take over."""
 
+TOKENIZER_FILES = (
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ),
+)
+"""What mergekit writes where a plan has a tokenizer setting of its own."""
+
 
 def check_overlap(output_dir: Path, inputs: list[Path]) -> None:
     """Raise ValueError where the output is one of the inputs, inside one or around one."""
@@ -27,16 +40,6 @@ def check_overlap(output_dir: Path, inputs: list[Path]) -> None:
         source = folder.resolve()
         if place == source or source in place.parents or place in source.parents:
             raise ValueError(f"The output folder {output_dir} overlaps with the input {folder}; choose another.")
-
-
-def check_tokenizers(folders: list[Path]) -> None:
-    """Raise ValueError where two models number their tokens differently: their embeddings do not belong together."""
-    files = [folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()]
-    read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    if len({json.dumps([one["model"].get("vocab"), one["added_tokens"]], sort_keys=True) for one in read}) > 1:
-        raise ValueError(
-            f"{files[0]} and {files[1]} number their tokens differently: merge models that share a tokenizer."
-        )
 
 
 def copy_rest(plan: MergePlan, folder: Path) -> None:
@@ -52,7 +55,8 @@ def copy_rest(plan: MergePlan, folder: Path) -> None:
         elif any(path.glob("*config.json")):
             _copy_folder(path, folder / path.name)
     if plan.out_dtype or plan.dtype:
-        _set_dtype(folder / "config.json", plan.out_dtype or plan.dtype)
+        # from_pretrained loads weights in the dtype that stands there
+        _change_config(folder, {"dtype": plan.out_dtype or plan.dtype}, ("torch_dtype",))
     (folder / PLAN_FILE).write_text(plan.text, encoding="utf-8")
 
 
@@ -66,9 +70,24 @@ def _copy_folder(source: Path, target: Path) -> None:
             _copy_folder(path, target / path.name)
 
 
-def _set_dtype(config_file: Path, dtype: str) -> None:
-    """Say the new dtype in config.json; `from_pretrained` loads weights in the dtype that stands there."""
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    config["dtype"] = dtype
-    config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def take_tokenizer(made: Path, folder: Path) -> None:
+    """Replace the base model's tokenizer by the one that mergekit made, where it made one."""
+    for name in TOKENIZER_FILES:
+        if (made / name).is_file():
+            shutil.copyfile(made / name, folder / name)
+
+
+def set_vocabulary_size(folder: Path) -> None:
+    """Say in config.json how many embeddings there are, if that is not what stands there."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = Weights(folder)
+    rows = [weights.shape(name)[0] for name in sorted(weights.names) if is_indexed_by_token(name)]
+    if rows and config.get("vocab_size", rows[0]) != rows[0]:
+        _change_config(folder, {"vocab_size": rows[0]})
+
+
+def _change_config(folder: Path, changes: dict, removed: tuple[str, ...] = ()) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in removed} | changes
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

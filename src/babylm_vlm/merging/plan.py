@@ -1,11 +1,14 @@
-"""Read a linear merge from a mergekit YAML file.
+"""Read a merge from a mergekit YAML file.
 
-- One file says the whole merge and travels with the result; `mergekit-yaml` reads the same file.
-- Only what we carry out ourselves is accepted: `merge_method: linear`, two models, scalar or filtered weights.
-  Any other key is an error, never ignored: a merge that silently means something else is worse than none.
-- A filter means what it means in mergekit: it matches as a substring of the tensor's name, the first match wins, and
-  an entry without a filter matches every name.
-- Paths are relative to the current folder, as in mergekit. A name that is no folder is taken for a Hub repository.
+- One file says the whole merge and travels with the result; `mergekit-yaml` reads the same file and means the same.
+- Linear merges of any number of models are ours (`MergePlan.native`); any other method of mergekit, and its rarer
+  tokenizer settings, are handed to mergekit. A key that neither knows is an error: a merge that silently means
+  something else is worse than none.
+- A weight is a number, a list of numbers (a gradient: interpolated over the layers from the first to the last), or a
+  list of `{filter, value}`: the first filter that is a substring of the tensor's name counts, and an entry without a
+  filter matches every name. A weight under the plan's own `parameters` counts where the model's own has none.
+- Paths are relative to the current folder, as in mergekit. A name that is no folder is taken for a Hub repository
+  (`user/name` or `user/name@revision`), and `model+adapter` for a model with a PEFT adapter.
 """
 
 import json
@@ -20,34 +23,63 @@ PROJECTOR = "multi_modal_projector"
 """Substring of the names of the tensors that only the multimodal model has; a merge copies them bit for bit."""
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-PLAN_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
+PLAN_KEYS = (
+    *("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype"),
+    *("tokenizer", "tokenizer_source", "chat_template"),
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """A weight for every tensor whose name contains `filter` (for every tensor where `filter` is None)."""
+    """A weight for every tensor whose name contains `filter` (for every tensor where `filter` is None).
 
-    value: float
+    Attributes:
+        values: one number, or a gradient: numbers at equal distances from the first layer to the last.
+        filter: part of a tensor's name.
+    """
+
+    values: tuple[float, ...]
     filter: str | None = None
 
     def matches(self, tensor_name: str) -> bool:
         return self.filter is None or self.filter == "*" or self.filter in tensor_name
 
+    def value(self, depth: float) -> float:
+        """The weight at a depth from 0 (first layer) to 1 (last layer), linear between two numbers."""
+        place = depth * (len(self.values) - 1)
+        before = int(place)
+        after = min(before + 1, len(self.values) - 1)
+        share = place - before
+        return (1 - share) * self.values[before] + share * self.values[after]
+
 
 @dataclass(frozen=True)
 class Source:
-    """One model of a merge: `name` as the YAML writes it, `folder` where its checkpoint lies."""
+    """One model of a merge.
+
+    Attributes:
+        name: as the YAML writes it.
+        folder: where its checkpoint lies.
+        rules: its weights, and after them the plan's.
+        adapter: folder of a PEFT adapter that is to be folded in first.
+    """
 
     name: str
     folder: Path
     rules: tuple[WeightRule, ...]
+    adapter: Path | None = None
 
-    def weight(self, tensor_name: str) -> float:
-        """The weight of a tensor by the first rule that matches. Raises ValueError where none does."""
+    def weight(self, tensor_name: str, depth: float = 0.0) -> float:
+        """The weight of a tensor by the first rule that matches. Raises ValueError where none does.
+
+        Args:
+            tensor_name: as in the checkpoint.
+            depth: 0 in the first layer, 1 in the last one, and 0 outside the layers; it matters to gradients only.
+        """
         for rule in self.rules:
             if rule.matches(tensor_name):
-                return rule.value
+                return rule.value(depth)
         raise ValueError(
             f"No weight of {self.name} matches the tensor {tensor_name}; end its list with an entry without a filter."
         )
@@ -55,23 +87,29 @@ class Source:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A linear merge of two checkpoints.
+    """A merge of checkpoints.
 
     Attributes:
         text: the YAML itself, kept to be stored beside the merged weights.
-        sources: the two models in the order of the YAML, which is the order of the sum.
+        method: mergekit's name of the merge method.
+        sources: the models in the order of the YAML, which is the order of the sum; a base that is not listed is last.
         base: the source whose configuration, tokenizer, processor and code the result takes.
+        native: whether we carry it out ourselves; if not, mergekit does.
         normalize: divide the weights of a tensor by their sum.
         dtype: convert the tensors to this before merging (None: keep theirs).
         out_dtype: convert the result to this after merging (None: keep it).
+        align_tokens: match embeddings by token, in the vocabulary of the base (`tokenizer: {source: base}`).
     """
 
     text: str
-    sources: tuple[Source, Source]
+    method: str
+    sources: tuple[Source, ...]
     base: Source
+    native: bool = True
     normalize: bool = True
     dtype: str | None = None
     out_dtype: str | None = None
+    align_tokens: bool = False
 
 
 def read_plan(path: str | Path) -> MergePlan:
@@ -79,7 +117,7 @@ def read_plan(path: str | Path) -> MergePlan:
 
     Raises:
         FileNotFoundError: the YAML, or a checkpoint that it names, is not there.
-        ValueError: it is not a linear merge of two checkpoints in safetensors format.
+        ValueError: it is no merge that we or mergekit carry out.
     """
     path = Path(path)
     if not path.is_file():
@@ -142,37 +180,77 @@ def _quoted(name: str) -> str:
 
 
 def _parse(text: str, content: Any) -> MergePlan:
+    for key in ("slices", "modules"):
+        if isinstance(content, dict) and key in content:
+            raise ValueError(f"{key} are not merged here; list whole models under models, or run mergekit-yaml.")
     _check_keys(content, "the plan", PLAN_KEYS)
-    if content.get("merge_method") != "linear":
-        raise ValueError(
-            f"merge_method is {content.get('merge_method')!r}, but only 'linear' is carried out here; "
-            "for other methods run mergekit-yaml on the same file."
-        )
-    entries = content.get("models")
-    if not isinstance(entries, list) or len(entries) != 2:
-        raise ValueError("models must list exactly two models.")
-    sources = (_parse_source(entries[0], "models[0]"), _parse_source(entries[1], "models[1]"))
-    if sources[0].name == sources[1].name:
-        raise ValueError(f"models lists {sources[0].name} twice; a merge needs two different models.")
+    method = content.get("merge_method")
+    if not isinstance(method, str):
+        raise ValueError(f"merge_method is {method!r}, but it must name a method, such as linear.")
+    tokenizer = _parse_tokenizer(content)
+    native = method == "linear" and tokenizer in (None, {"source": "base"}) and not content.get("chat_template")
+    sources = _parse_sources(content, native)
     base = [source for source in sources if source.name == content.get("base_model")]
     if not base:
         raise ValueError(
-            f"base_model is {content.get('base_model')!r}, but it must be one of the two models, written the same way "
-            f"({sources[0].name} or {sources[1].name}); take the multimodal one."
+            f"base_model is {content.get('base_model')!r}, but it must name a model: the one whose configuration, "
+            f"tokenizer and code the result takes, and which has every tensor (here {sources[0].name}?)."
         )
-    parameters = content.get("parameters") or {}
-    _check_keys(parameters, "parameters", ("normalize",))
+    return MergePlan(
+        text=text,
+        method=method,
+        sources=sources,
+        base=base[0],
+        native=native,
+        normalize=_parse_normalize(content.get("parameters") or {}) if native else True,
+        dtype=_parse_dtype(content, "dtype"),
+        out_dtype=_parse_dtype(content, "out_dtype"),
+        align_tokens=tokenizer is not None,
+    )
+
+
+def _parse_tokenizer(content: dict) -> dict | None:
+    """The tokenizer setting in its long form; None where there is none."""
+    if content.get("tokenizer_source") is not None:
+        if content.get("tokenizer") is not None:
+            raise ValueError("tokenizer and tokenizer_source say the same; keep one of them.")
+        return {"source": content["tokenizer_source"]}
+    tokenizer = content.get("tokenizer")
+    if tokenizer is not None:
+        _check_keys(tokenizer, "tokenizer", ("source", "tokens", "pad_to_multiple_of"))
+    return tokenizer
+
+
+def _parse_sources(content: dict, native: bool) -> tuple[Source, ...]:
+    """The models, in the order of the YAML; a base that is not among them comes last, as in mergekit."""
+    entries = content.get("models")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("models must be a list of models to merge.")
+    shared = content.get("parameters") or {}
+    if native:
+        _check_keys(shared, "parameters", ("normalize", "weight"))
+    rules = _parse_rules(shared["weight"], "parameters.weight") if native and "weight" in shared else ()
+    sources = [_parse_source(entry, f"models[{place}]", rules, native) for place, entry in enumerate(entries)]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"models lists {twice} twice; a merge needs different models.")
+    base = content.get("base_model")
+    if isinstance(base, str) and base not in names:
+        if native and not rules:
+            raise ValueError(
+                f"base_model is {base!r}, which models does not list (is it written the same way there?) and which so "
+                "has no weight; add it to models, with the weight 0 if it is to add nothing."
+            )
+        sources.append(_make_source(base, "base_model", rules))
+    return tuple(sources)
+
+
+def _parse_normalize(parameters: dict) -> bool:
     normalize = parameters.get("normalize", True)
     if not isinstance(normalize, bool):
         raise ValueError(f"parameters.normalize is {normalize!r}, but it must be true or false.")
-    return MergePlan(
-        text=text,
-        sources=sources,
-        base=base[0],
-        normalize=normalize,
-        dtype=_parse_dtype(content, "dtype"),
-        out_dtype=_parse_dtype(content, "out_dtype"),
-    )
+    return normalize
 
 
 def _check_keys(content: Any, where: str, known: tuple[str, ...]) -> None:
@@ -183,39 +261,51 @@ def _check_keys(content: Any, where: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{where} has the unknown key {unknown[0]!r}; known here: {', '.join(known)}.")
 
 
-def _parse_source(entry: Any, where: str) -> Source:
+def _parse_source(entry: Any, where: str, shared: tuple[WeightRule, ...], native: bool) -> Source:
     _check_keys(entry, where, ("model", "parameters"))
     name = entry.get("model")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}.model must be a checkpoint folder or a Hub repository, not {name!r}.")
     parameters = entry.get("parameters") or {}
-    _check_keys(parameters, f"{where}.parameters", ("weight",))
-    if "weight" not in parameters:
-        raise ValueError(f"{where} ({name}) has no parameters.weight.")
-    rules = _parse_rules(parameters["weight"], f"{where}.parameters.weight")
-    return Source(name=name, folder=_checkpoint_folder(name, f"{where}.model"), rules=rules)
+    rules = ()
+    if native:
+        _check_keys(parameters, f"{where}.parameters", ("weight",))
+        if "weight" in parameters:
+            rules = _parse_rules(parameters["weight"], f"{where}.parameters.weight")
+        elif not shared:
+            raise ValueError(f"{where} ({name}) has no parameters.weight.")
+    return _make_source(name, f"{where}.model", rules + shared)
+
+
+def _make_source(name: str, where: str, rules: tuple[WeightRule, ...]) -> Source:
+    model, plus, adapter = (name, "", "") if Path(name).exists() else name.partition("+")
+    folder = _checkpoint_folder(model, where)
+    return Source(name, folder, rules, _adapter_folder(adapter, where) if plus else None)
 
 
 def _parse_rules(setting: Any, where: str) -> tuple[WeightRule, ...]:
-    """A weight as mergekit writes it: a number, `{filter, value}`, or a list of these."""
-    entries = setting if isinstance(setting, list) else [setting]
-    if not entries:
-        raise ValueError(f"{where} is an empty list.")
-    if isinstance(setting, list) and not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(
-            f"{where} must be a number or a list of {{filter, value}} entries; for layer gradients run mergekit-yaml."
-        )
-    return tuple(_parse_rule(entry, where) for entry in entries)
+    """A weight as mergekit writes it: a number, a gradient, `{filter, value}`, or a list of these last."""
+    if isinstance(setting, dict):
+        setting = [setting]
+    if isinstance(setting, list) and any(isinstance(entry, dict) for entry in setting):
+        return tuple(_parse_rule(entry, where) for entry in setting)
+    return (WeightRule(_parse_values(setting, where)),)
 
 
 def _parse_rule(entry: Any, where: str) -> WeightRule:
-    if not isinstance(entry, dict):
-        return WeightRule(value=_parse_number(entry, where))
     _check_keys(entry, where, ("filter", "value"))
     name_part = entry.get("filter")
     if name_part is not None and not isinstance(name_part, str):
         raise ValueError(f"{where}: the filter {name_part!r} must be a part of a tensor's name.")
-    return WeightRule(value=_parse_number(entry.get("value"), where), filter=name_part)
+    return WeightRule(_parse_values(entry.get("value"), where), name_part)
+
+
+def _parse_values(setting: Any, where: str) -> tuple[float, ...]:
+    """A number, or the numbers of a gradient."""
+    values = setting if isinstance(setting, list) else [setting]
+    if not values:
+        raise ValueError(f"{where} is an empty list.")
+    return tuple(_parse_number(value, where) for value in values)
 
 
 def _parse_number(value: Any, where: str) -> float:
@@ -248,6 +338,17 @@ def _checkpoint_folder(name: str, where: str) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{where} names {name}, which has no config.json, so it is not a checkpoint.")
+    return folder
+
+
+def _adapter_folder(name: str, where: str) -> Path:
+    """The local folder of a PEFT adapter, downloaded first where `name` is a Hub repository."""
+    folder = Path(name).expanduser()
+    if not folder.exists() and HUB_ID.fullmatch(name):
+        folder = _download(name, where)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{where} names the adapter {name}, which has no {file}.")
     return folder
 
 

@@ -1,50 +1,124 @@
-"""The weights of a checkpoint folder: one safetensors file, or several with an index."""
+"""The weights of a checkpoint folder: one safetensors file, or several with an index.
 
+- Headers are read at once, tensors block by block with `pread`: no file is mapped, so memory stays small however large
+  the checkpoint is, and a block costs one system call and no page fault.
+- The safetensors library checks every header (sizes, gaps, overlaps, the file's length); nothing is pickled.
+"""
+
+import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files import sha256
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""Names of dtypes in a safetensors header."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+        file: the safetensors file.
+        start: offset of its first byte in the file.
+        dtype: as stored.
+        shape: as stored.
+    """
+
+    file: Path
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    def read(self, first: int = 0, count: int | None = None) -> Tensor:
+        """`count` elements from the element `first` on, as a flat tensor; all of them by default.
+
+        Raises:
+            ValueError: the file has become shorter than its header says.
+        """
+        count = self.elements - first if count is None else count
+        block = torch.empty(count, dtype=self.dtype)
+        buffer = memoryview(block.view(torch.uint8).numpy())
+        offset, done = self.start + first * self.dtype.itemsize, 0
+        with open(self.file, "rb", buffering=0) as file:
+            while done < len(buffer):
+                size = os.preadv(file.fileno(), [buffer[done:]], offset + done)
+                if size == 0:
+                    raise ValueError(f"{self.file} ended while it was read; was it changed meanwhile?")
+                done += size
+        return block
 
 
 class Weights:
     """Tensors of a checkpoint by name. Headers are read at once, a tensor when it is asked for.
 
     Attributes:
+        folder: of the checkpoint.
+        stored: tensor name -> where it lies.
         names: of all tensors.
 
     Raises:
         FileNotFoundError: there is no weights file, or a shard is missing.
-        ValueError: the weights are pickled, or a file is damaged.
+        ValueError: the weights are pickled, or a file is damaged, or the index does not fit its files.
     """
 
     def __init__(self, folder: Path):
-        self._open = {}
-        for path in _weight_files(folder):
-            try:
-                shard = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is no complete safetensors file ({error}); save it again.") from error
-            self._open.update(dict.fromkeys(shard.keys(), shard))
-        self.names = set(self._open)
-        _check_index(folder, self.names)
+        self.folder = folder
+        self.stored: dict[str, StoredTensor] = {}
+        for path in weight_files(folder):
+            shard = _read_header(path)
+            if twice := sorted(shard.keys() & self.stored.keys()):
+                raise ValueError(
+                    f"{folder} stores the tensor {twice[0]} twice, last in {path.name}; remove one of them."
+                )
+            self.stored.update(shard)
+        self.names = set(self.stored)
+        if (folder / INDEX).is_file():
+            _check_index(folder, self.stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._open[name].get_slice(name).get_shape())
+        return self.stored[name].shape
 
     def tensor(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        return self._open[name].get_tensor(name)
+        stored = self.stored[name]
+        return stored.read().reshape(stored.shape)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted by name.
+
+    Raises:
+        FileNotFoundError: there are none, or a shard is missing.
+        ValueError: the weights are pickled or stored twice, or the index is not one, or it names a file elsewhere.
+    """
+    single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
+    if single and index:
+        raise ValueError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is out of date.")
+    if single:
         return [folder / SINGLE]
-    if (folder / INDEX).is_file():
+    if index:
         files = [folder / shard for shard in sorted(set(_weight_map(folder).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -58,19 +132,58 @@ def _weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
 
 
+def weights_sha256(folder: Path) -> str:
+    """Hexadecimal SHA-256 of a checkpoint's weights: of its one file, or, of shards, of what `sha256sum` prints.
+
+    The second is `sha256sum model-*.safetensors | sha256sum` in the folder.
+    """
+    files = weight_files(folder)
+    with ThreadPoolExecutor(2) as pool:
+        hashes = list(pool.map(sha256, files))
+    if len(files) == 1:
+        return hashes[0]
+    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(hashes, files, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="np"):
+            pass  # the library has checked the file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no complete safetensors file ({error}); save it again.") from error
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(
+                f"{path} holds {name} as {entry['dtype']}, which is not merged; known: {', '.join(DTYPES)}."
+            )
+        start = 8 + length + entry["data_offsets"][0]
+        tensors[name] = StoredTensor(path, start, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    return tensors
+
+
 def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> name of its file, from the index."""
     try:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): Path(file).name for name, file in weight_map.items()}
+        weight_map = {str(name): str(file) for name, file in weight_map.items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / INDEX} is not an index of safetensors files.") from error
+    for file in weight_map.values():
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise ValueError(f"{folder / INDEX} names the file {file!r}, but only files of its own folder are read.")
+    return weight_map
 
 
-def _check_index(folder: Path, names: set[str]) -> None:
-    """A tensor that the index names must be in one of the files."""
-    if (folder / SINGLE).is_file():
-        return
-    missing = sorted(set(_weight_map(folder)) - names)
-    if missing:
-        raise ValueError(f"{folder / INDEX} names the tensor {missing[0]}, which none of its files holds.")
+def _check_index(folder: Path, stored: dict[str, StoredTensor]) -> None:
+    """The index and the files must name the same tensors in the same places."""
+    placed = {name: tensor.file.name for name, tensor in stored.items()}
+    wrong = sorted(name for name, file in _weight_map(folder).items() ^ placed.items())
+    if wrong:
+        raise ValueError(f"{folder / INDEX} and the files that it names disagree on where the tensor {wrong[0]} is.")

@@ -1,0 +1,227 @@
+"""How fast and how lean is a merge? `babylm-vlm merge` against `mergekit-yaml` and against copying the same bytes.
+
+    python benchmarks/merge.py --tiny            # seconds, to see that all works
+    python benchmarks/merge.py                   # 10M parameters, and 1.3B in bf16 and in fp32; minutes, 20 GB
+    python benchmarks/merge.py --cases 1.3B-bf16 --rounds 5 --json
+
+- The three are whole processes, start-up included, interleaved in every round; the table has medians and the largest
+  peak memory. Our merge also checks for NaN, waits until the files are on the disk, and writes a model card with the
+  hashes of its parents; mergekit does none of the three, and its tokenizer and card steps are off.
+- The floor reads both checkpoints and writes one, in blocks, with fsync.
+- Both merges must agree bit for bit, or the benchmark fails.
+- Files lie in memory (/dev/shm) where there is such a place, or the disk would be measured; --folder moves them.
+- CPU seconds are the fairer measure on a machine that does other work at the same time.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from babylm_vlm.merging import read_plan
+from babylm_vlm.merging.verify import verify
+
+# case: hidden size, width of the MLP, layers, vocabulary, dtype
+CASES = {
+    "tiny": (64, 128, 2, 500, torch.float32),
+    "10M": (256, 768, 10, 8192, torch.float32),
+    "1.3B-bf16": (2048, 5504, 24, 32000, torch.bfloat16),
+    "1.3B-fp32": (2048, 5504, 24, 32000, torch.float32),
+}
+SHARD = 10**9
+PLAN = """\
+merge_method: linear
+base_model: {folder}/multimodal
+models:
+  - {{model: {folder}/multimodal, parameters: {{weight: 0.3}}}}
+  - {{model: {folder}/language, parameters: {{weight: 0.7}}}}
+"""
+COPY = """
+import os, sys
+*sources, target = sys.argv[1:]
+with open(target, "wb", buffering=0) as out:
+    for place, source in enumerate(sources):
+        with open(source, "rb", buffering=0) as file:
+            while block := file.read(1 << 21):
+                if place % 2 == 0:
+                    out.write(block)
+    os.fsync(out)
+"""
+
+
+# A small process starts the measured one: peak memory would else count what this script had when it forked.
+START = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = 0
+with open(sys.argv[1], "w") as file:
+    print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, file=file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def main() -> None:
+    """Run the cases and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="only a tiny case, one round")
+    parser.add_argument("--cases", default="10M,1.3B-bf16,1.3B-fp32", help=f"with commas, of {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    cases = ["tiny"] if options.tiny else options.cases.split(",")
+    rounds = 1 if options.tiny else options.rounds
+    results = {case: run_case(case, rounds, options.folder) for case in cases}
+    report = {"machine": machine(), "folder": str(options.folder), "rounds": rounds, "results": results}
+    print(json.dumps(report, indent=2)) if options.json else print_table(report)
+
+
+def run_case(case: str, rounds: int, place: Path) -> dict:
+    """Medians of seconds and CPU seconds and the largest peak memory, in bytes, of each of the three."""
+    check_room(case, place)
+    with tempfile.TemporaryDirectory(prefix="merge-benchmark-", dir=place) as name:
+        folder = Path(name)
+        for seed, model in enumerate(("multimodal", "language")):
+            write_checkpoint(folder / model, CASES[case], seed)
+        plan = folder / "plan.yaml"
+        plan.write_text(PLAN.format(folder=folder))
+        commands = make_commands(folder, plan)
+        measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
+        for number in range(rounds):
+            for name, command in commands.items():
+                measured[name].append(run(command, folder))
+                if name == "mergekit" and number == 0:
+                    check_agreement(folder / name, plan)
+                remove(folder / name)
+        return {name: summary(runs) for name, runs in measured.items()}
+
+
+def summary(runs: list[tuple[float, float, int]]) -> dict:
+    seconds, cpu, peaks = zip(*runs, strict=True)
+    return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "peak": max(peaks), "all": seconds}
+
+
+def make_commands(folder: Path, plan: Path) -> dict[str, list[str]]:
+    python = sys.executable
+    parents = [sorted((folder / model).glob("*.safetensors")) for model in ("multimodal", "language")]
+    in_turn = [str(file) for pair in zip(*parents, strict=True) for file in pair]
+    fast = ["--lazy-unpickle", "--async-write", "--write-threads", "2", "--quiet"]
+    off = ["--no-copy-tokenizer", "--no-write-model-card"]
+    return {
+        "babylm-vlm": [python, "-m", "babylm_vlm.cli", "merge", str(plan), "--output-dir", str(folder / "babylm-vlm")],
+        "mergekit": [python, "-m", "mergekit.scripts.run_yaml", str(plan), str(folder / "mergekit"), *fast, *off],
+        "copy": [python, "-c", COPY, *in_turn, str(folder / "copy")],
+    }
+
+
+def run(command: list[str], folder: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and peak memory in bytes of a process."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    launcher = [sys.executable, "-S", "-c", START, str(folder / "usage"), *command]
+    done = subprocess.run(launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}")
+    seconds, cpu, peak = (folder / "usage").read_text().split()
+    return float(seconds), float(cpu), int(peak)
+
+
+def check_agreement(merged: Path, plan: Path) -> None:
+    """Stop unless mergekit's merge is bit for bit what our plan makes."""
+    report = verify(merged, read_plan(plan))
+    if report["different"] or report["missing"] or report["extra"]:
+        sys.exit(f"The merges differ: {report}")
+
+
+def write_checkpoint(folder: Path, case: tuple[int, int, int, int, torch.dtype], seed: int) -> None:
+    """A Llama with random weights (slices of one random vector) in shards."""
+    hidden, middle, layers, vocabulary, dtype = case
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes["lm_head.weight"] = (vocabulary, hidden)
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
+        shapes |= {f"{name}.mlp.{part}_proj.weight": (middle, hidden) for part in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, middle)
+        shapes |= {f"{name}.{part}_layernorm.weight": (hidden,) for part in ("input", "post_attention")}
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    values = (torch.randn(max(map(size, shapes.values())) + 4096, generator=generator) * 0.02).to(dtype)
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = SHARD
+    for place, (name, shape) in enumerate(shapes.items()):
+        need = size(shape) * dtype.itemsize
+        if need > room and shards[-1]:
+            shards.append({})
+            room = SHARD
+        shards[-1][name] = values[place : place + size(shape)].reshape(shape).clone()
+        room -= need
+    files = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {
+        **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": str(dtype).removeprefix("torch.")},
+        **{"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers},
+        **{"num_attention_heads": hidden // 64, "vocab_size": vocabulary, "tie_word_embeddings": False},
+    }
+    if folder.name == "multimodal":
+        config |= {"vision_tower": "none", "vision_grid": 1}  # so that our merge writes its card, hashes and all
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def check_room(case: str, place: Path) -> None:
+    """Stop unless two checkpoints and a merge fit, with as much memory left as a merge takes."""
+    hidden, middle, layers, vocabulary, dtype = CASES[case]
+    one = (2 * vocabulary * hidden + layers * (4 * hidden**2 + 3 * hidden * middle)) * dtype.itemsize
+    free = shutil.disk_usage(place).free
+    if place.is_relative_to("/dev/shm"):
+        free = min(free, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - one)
+    if free < 3.1 * one:
+        sys.exit(f"{case} needs {3.1 * one / 1e9:.1f} GB in {place}, but there are {free / 1e9:.1f}; see --folder.")
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} x {model}, {platform.system()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+
+
+def print_table(report: dict) -> None:
+    columns = ("Case", "", "Seconds", "Ratio", "CPU seconds", "Ratio", "Peak memory")
+    table = Table(*columns, title=report["machine"], box=None)
+    for case, result in report["results"].items():
+        ours = result["babylm-vlm"]
+        for name, row in result.items():
+            times = [text for key in ("seconds", "cpu") for text in (f"{row[key]:.2f}", f"{row[key] / ours[key]:.2f}")]
+            table.add_row(case, name, *times, f"{row['peak'] / 1e6:.0f} MB")
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table)
+    print(f"Medians of {report['rounds']} rounds; files in {report['folder']}; the merges agree bit for bit.")
+
+
+if __name__ == "__main__":
+    main()

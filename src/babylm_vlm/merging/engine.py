@@ -1,0 +1,207 @@
+"""The streaming engine: read a block of every model, compute, hand on; memory does not grow with the checkpoint.
+
+- Two threads each read, compute and write whole blocks, so that reading, arithmetic and writing overlap.
+  torch and the system calls release the interpreter's lock; torch's own threads are off, blocks are small enough.
+- A NaN or an infinity anywhere is an error that names the tensor and the model. A block's sum tells whether there is
+  one, and only if there is one are elements looked at.
+- Embeddings that are matched by token need rows from anywhere, so those tensors are one block each.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+from tqdm import tqdm
+
+from .kernel import weighted_sum
+from .plan import MergePlan
+from .steps import Step
+from .weights import DTYPES, INDEX, Weights
+
+BLOCK = 1 << 19
+"""Elements of a block: 2 MB in fp32, which stays in the processor's cache."""
+
+THREADS = 2
+
+MAX_SHARD_SIZE = "5GB"
+"""Largest weights file, as in huggingface_hub."""
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def stream(
+    steps: Sequence[Step],
+    plan: MergePlan,
+    weights: Sequence[Weights],
+    consume: Callable[[Step, int, Tensor], None],
+    label: str,
+) -> None:
+    """Compute every tensor block by block and hand each block on.
+
+    Args:
+        steps: what to do.
+        plan: gives normalization, dtype and the models' names.
+        weights: of the plan's sources.
+        consume: called as `consume(step, first, block)` with `block` holding the elements from `first` on, flat; from
+            two threads, in any order.
+        label: of the progress bar, which appears after two seconds.
+
+    Raises:
+        ValueError: a tensor is not finite, integers differ, or a file ends early.
+    """
+
+    def work(block: tuple[Step, int, int]) -> int:
+        step, first, count = block
+        consume(step, first, _compute(step, plan, weights, first, count))
+        return count * step.dtype.itemsize
+
+    threads = torch.get_num_threads()
+    total = sum(step.bytes for step in steps)
+    bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
+    with bar, ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for done in pool.map(work, _blocks(steps)):
+                bar.update(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def write_weights(
+    steps: Sequence[Step],
+    plan: MergePlan,
+    weights: Sequence[Weights],
+    folder: Path,
+    max_shard_size: str | int = MAX_SHARD_SIZE,
+) -> None:
+    """Carry out the steps into safetensors files in a folder: one, or several with an index.
+
+    Raises:
+        OSError: the files cannot be written; the message says which.
+        ValueError: as `stream`, or `max_shard_size` cannot be read.
+    """
+    split = split_state_dict_into_shards_factory(
+        {step.name: step for step in steps},
+        get_storage_size=lambda step: step.bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    by_name = {step.name: step for step in steps}
+    files: dict[str, int] = {}
+    places: dict[str, tuple[int, int]] = {}
+
+    def write(step: Step, first: int, block: Tensor) -> None:
+        file, offset = places[step.name]
+        with _said(folder):
+            _write_all(file, block, offset + first * step.dtype.itemsize)
+
+    try:
+        with _said(folder):
+            for name, tensors in split.filename_to_tensors.items():
+                files[name] = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                offsets = _write_header(files[name], [by_name[tensor] for tensor in tensors])
+                places |= {tensor: (files[name], offset) for tensor, offset in offsets.items()}
+        stream(steps, plan, weights, write, "Merging")
+        with _said(folder):
+            for file in files.values():
+                os.fsync(file)
+    finally:
+        for file in files.values():
+            os.close(file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """Say what could not be written where, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"The merged weights cannot be written to {folder.parent}: {error.strerror}.") from error
+
+
+def _blocks(steps: Sequence[Step]) -> Iterator[tuple[Step, int, int]]:
+    for step in steps:
+        size = step.elements if step.vocabulary else BLOCK
+        for first in range(0, step.elements, max(size, 1)):
+            yield step, first, min(size, step.elements - first)
+
+
+def _compute(step: Step, plan: MergePlan, weights: Sequence[Weights], first: int, count: int) -> Tensor:
+    """Elements `first` to `first + count` of the merged tensor, flat."""
+    if step.vocabulary:
+        blocks = [_aligned(step, plan, weights, place) for place in step.sources]
+    else:
+        blocks = [_convert(weights[place].stored[step.name].read(first, count), plan) for place in step.sources]
+    if step.copied:
+        merged = blocks[0]
+    else:
+        try:
+            merged = weighted_sum(blocks, step.weights, plan.normalize)
+        except ValueError as error:
+            raise ValueError(f"{step.name}: {error}") from error
+    merged = merged.to(step.dtype)
+    if not _is_finite(merged):
+        _raise_not_finite(step, plan, blocks)
+    return merged
+
+
+def _convert(tensor: Tensor, plan: MergePlan) -> Tensor:
+    """To the dtype that the plan merges in; integers stay."""
+    return tensor.to(getattr(torch, plan.dtype)) if plan.dtype and tensor.is_floating_point() else tensor
+
+
+def _aligned(step: Step, plan: MergePlan, weights: Sequence[Weights], place: int) -> Tensor:
+    vocabulary = step.vocabulary
+    own, base = (_convert(weights[model].tensor(step.name), plan) for model in (place, vocabulary.base))
+    return vocabulary.align(own, place, base).flatten()
+
+
+def _is_finite(block: Tensor) -> bool:
+    if not block.is_floating_point():
+        return True
+    exact = torch.float64 if block.dtype == torch.float64 else torch.float32
+    return math.isfinite(block.sum(dtype=exact).item()) or bool(torch.isfinite(block).all())
+
+
+def _raise_not_finite(step: Step, plan: MergePlan, blocks: Sequence[Tensor]) -> None:
+    for place, block in zip(step.sources, blocks, strict=True):
+        if not torch.isfinite(block).all():
+            raise ValueError(
+                f"{plan.sources[place].name} holds NaN or infinity in the tensor {step.name}; its training went wrong "
+                "or the file is damaged, so it is not merged."
+            )
+    raise ValueError(f"The merged tensor {step.name} does not fit into {str(step.dtype).removeprefix('torch.')}.")
+
+
+def _write_header(file: int, steps: Sequence[Step]) -> dict[str, int]:
+    """Write the header of a safetensors file; returns the offset of every tensor in the file."""
+    header, offsets, end = {"__metadata__": {"format": "pt"}}, {}, 0
+    for step in steps:
+        offsets[step.name] = end
+        header[step.name] = {
+            "dtype": NAMES[step.dtype],
+            "shape": list(step.shape),
+            "data_offsets": [end, end + step.bytes],
+        }
+        end += step.bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the library pads so: data then starts at a multiple of 8 bytes
+    os.pwrite(file, len(text).to_bytes(8, "little") + text, 0)
+    return {name: 8 + len(text) + offset for name, offset in offsets.items()}
+
+
+def _write_all(file: int, block: Tensor, offset: int) -> None:
+    buffer = memoryview(block.view(torch.uint8).numpy())
+    while buffer:
+        size = os.pwrite(file, buffer, offset)
+        buffer, offset = buffer[size:], offset + size

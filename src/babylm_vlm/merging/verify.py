@@ -1,0 +1,87 @@
+"""Compare a merged checkpoint, ours or mergekit's, with its plan: every element of every tensor, bit by bit."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .delegate import folded_adapters
+from .engine import stream
+from .linear import preflight
+from .plan import MergePlan
+from .steps import Step
+from .weights import Weights
+
+
+def verify(
+    folder: str | Path, plan: MergePlan, allow_missing: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Compute a linear plan again and compare it with a checkpoint.
+
+    mergekit turns the -0.0 of a copied tensor into 0.0; there, and only there, the two zeros count as the same.
+
+    Args:
+        folder: the merged checkpoint.
+        plan: what it should be.
+        allow_missing: as it was merged.
+        trust_remote_code: run code that comes with a model; only adapters need it.
+
+    Returns:
+        `{"tensors": number that the plan makes, "different": [{"name", "reason"}], "missing": names, "extra": names}`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the plan is not linear or does not fit its models, or weights cannot be read.
+    """
+    folder = Path(folder)
+    if not plan.native:
+        raise ValueError(f"Only linear plans can be verified, but this one is {plan.method}, which mergekit computes.")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no merged checkpoint {folder}.")
+    merged = Weights(folder)
+    with folded_adapters(plan, trust_remote_code) as folded:
+        steps, weights = preflight(folded, allow_missing)
+        names = {step.name for step in steps}
+        different = {step.name: reason for step in steps if (reason := _other_form(step, merged))}
+        wrong = dict.fromkeys(names, 0)
+        lock = threading.Lock()
+
+        def compare(step: Step, first: int, block: Tensor) -> None:
+            count = _count_different(block, merged.stored[step.name].read(first, len(block)), step.copied)
+            with lock:
+                wrong[step.name] += count
+
+        comparable = [step for step in steps if step.name in merged.names and step.name not in different]
+        stream(comparable, folded, weights, compare, "Verifying")
+    for step in comparable:
+        if wrong[step.name]:
+            different[step.name] = f"{wrong[step.name]:,} of {step.elements:,} elements differ"
+    return {
+        "tensors": len(steps),
+        "different": [{"name": name, "reason": reason} for name, reason in sorted(different.items())],
+        "missing": sorted(names - merged.names),
+        "extra": sorted(merged.names - names),
+    }
+
+
+def _other_form(step: Step, merged: Weights) -> str | None:
+    """How a tensor's dtype or shape differs from the plan's; None where it does not or is not there."""
+    stored = merged.stored.get(step.name)
+    if stored is None or (stored.dtype == step.dtype and stored.shape == step.shape):
+        return None
+    here, there = (f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (stored, step))
+    return f"it is {here}, but the plan makes {there}"
+
+
+def _count_different(expected: Tensor, found: Tensor, zeros_alike: bool) -> int:
+    """Number of elements whose bits differ."""
+    size = expected.dtype.itemsize
+    bits = [tensor.view(torch.uint8).view(-1, size) for tensor in (expected, found)]
+    if torch.equal(*bits):
+        return 0
+    differ = (bits[0] != bits[1]).any(dim=1)
+    if zeros_alike:
+        differ &= ~((expected == 0) & (found == 0))
+    return int(differ.sum())
