@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import babylm_vlm.model  # noqa: F401  (registers the multimodal model with the Auto classes)
 
@@ -37,8 +37,8 @@ class Interpolation:
         alpha: where it stands; 1 (multimodal) at first.
 
     Args:
-        model: a multimodal model in any floating dtype, on any device. Its decoder's parameters get new storage, so move
-            or cast it before, not after.
+        model: a multimodal model in any floating dtype, on any device. Its decoder's parameters get new storage:
+            move or cast it before, not after.
         multimodal: its tensors by name, in the dtype of its file (those of `model.state_dict()` will do).
         language: the language model's, which must have every tensor of the decoder and none besides.
 
@@ -72,9 +72,10 @@ class Interpolation:
 
         Raises:
             FileNotFoundError: a folder has no safetensors weights.
-            ValueError: the weights cannot be read or do not match.
+            ValueError: the weights cannot be read, or the weights or the tokenizers do not match.
         """
         tensors = [read_tensors(Path(folder)) for folder in (multimodal, language)]
+        check_vocabularies(Path(multimodal), Path(language))
         model = AutoModelForCausalLM.from_pretrained(multimodal, use_safetensors=True, **options).eval()
         return cls(model, *tensors)
 
@@ -191,3 +192,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file} is no complete safetensors file ({error}); save it again.") from error
     return tensors
+
+
+def check_vocabularies(multimodal: Path, language: Path) -> None:
+    """Raise ValueError where both folders have a tokenizer and number their tokens differently."""
+    folders = [folder for folder in (multimodal, language) if (folder / "tokenizer.json").is_file()]
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in folders]
+    if len(vocabularies) == 2 and vocabularies[0] != vocabularies[1]:
+        raise ValueError(
+            f"{multimodal} and {language} number their tokens differently: take models that share a tokenizer."
+        )
