@@ -112,6 +112,29 @@ def sweep(
 
 
 @app.command()
+def diagnose(
+    a: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    b: Annotated[Path, typer.Argument(help="Another, of the same architecture and tokenizer.")],
+    ancestor: Annotated[Path | None, typer.Option("--ancestor", help="What both started from.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help=".txt or .txt.gz with a sentence a line.")] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", help="Folder for the numbers and a plot.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether two models will merge: distances by layer, and the loss along the path between them."""
+    import json
+
+    from .merging.diagnose import diagnose as run
+    from .merging.diagnose import print_diagnosis
+
+    result = run(a, b, ancestor, text, output_dir, overwrite)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_diagnosis(result)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of minimal pairs per task.")],

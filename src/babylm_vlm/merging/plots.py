@@ -68,6 +68,34 @@ def plot_pareto(curve: Sequence[dict], alpha: float, path: Path) -> None:
     _save(figure, path)
 
 
+def plot_diagnosis(result: dict, path: Path) -> None:
+    """Draw the loss along the path beside the line between its ends, and distance and cosine by layer.
+
+    Args:
+        result: of `diagnose`.
+        path: of the PNG.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150)
+    alphas, losses = ([point[key] for point in result["path"]] for key in ("alpha", "loss"))
+    left.plot(alphas, losses, color=GRAMMAR, marker="o", markersize=4, label="loss of the merge")
+    left.plot([0, 1], [losses[0], losses[-1]], color=GREY, linestyle=":", label="line between the ends")
+    left.set_xlabel("α, the weight of the first model")
+    left.set_ylabel("loss (nats per token)")
+    left.set_title(f"{result['verdict']}: barrier {result['barrier']:.2f} nats per token", fontsize=10)
+    names = [layer["layer"] for layer in result["layers"]]
+    cosines = [float("nan") if layer["cosine"] is None else layer["cosine"] for layer in result["layers"]]
+    what = "steps from the ancestor" if result["ancestor"] else "weights"
+    right.plot(names, [layer["distance"] for layer in result["layers"]], color=GROUNDED, marker="o", label="distance")
+    right.plot(names, cosines, color=GRAMMAR, marker="s", label=f"cosine of the {what}")
+    right.axhline(0, color=GREY, linewidth=0.8)
+    right.tick_params(axis="x", rotation=60, labelsize=8)
+    right.set_title("Distance of the two models, layer by layer", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8, loc="best")
+    _save(figure, path)
+
+
 def _percent(*fractions: float) -> list[float]:
     return [100 * fraction for fraction in fractions]
 
