@@ -112,7 +112,7 @@ def held_out_sentences() -> list[str]:
 
 
 def recorded_ancestor(a: Path, b: Path) -> dict | None:
-    """The common ancestor that the folders record, where its weights are at hand and are those on record; else None."""
+    """The common ancestor on record, where its weights are at hand and have the recorded hash; else None."""
     name = common_ancestor([Source(str(folder), folder, rules=()) for folder in (a, b)])
     weights = Path(name or "", "model.safetensors")
     if name is None or not weights.is_file():
@@ -197,10 +197,10 @@ def barrier(path: Sequence[dict]) -> dict:
 def verdict(result: dict) -> dict:
     """`{"verdict": "merge" | "doubtful" | "do not merge", "reason": sentences with numbers}`, by the barrier."""
     share, layers = result["relative_barrier"], result["layers"]
-    ends = [result["path"][end]["loss"] for end in (0, -1)]
+    start, end = (result["path"][place]["loss"] for place in (0, -1))
     numbers = (
-        f"the barrier is {result['barrier']:.2f} nats per token at α = {result['barrier_alpha']:g}, {share:.1%} of the "
-        f"mean loss at the ends ({ends[0]:.2f} and {ends[1]:.2f}). On average their layers lie "
+        f"the barrier is {result['barrier']:.2f} nats per token at α = {result['barrier_alpha']:g}, {share:.1%} of "
+        f"the mean loss at the ends ({start:.2f} and {end:.2f}). On average their layers lie "
         f"{np.mean([layer['distance'] for layer in layers]):.2f} of their length apart"
     )
     cosines = [layer["cosine"] for layer in layers if layer["cosine"] is not None]
