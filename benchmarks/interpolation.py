@@ -2,12 +2,11 @@
 
     python benchmarks/interpolation.py [--rounds 9] [--sizes 10M 100M]
 
-Both sides run in turn, in one process, on the GPU if there is one. The ratio is median time of the addition over median
-time of `Interpolation.set`: 100 % would be as fast as the addition, which reads and writes what any such pass must.
+Both sides run in turn, in one process, on the GPU if there is one. The ratio is the median time of the addition over the
+median time of `Interpolation.set`; the addition reads and writes no more than any such pass must.
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -59,9 +58,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.cuda.get_device_name() if device.type == "cuda" else hardware()
-    title = f"{place}; {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}"
-    table = Table(title=f"{title}; medians of {options.rounds} rounds")
+    table = Table(title=f"{hardware()}, torch {torch.__version__}: medians of {options.rounds} rounds")
     for column in ("parameters", "dtype", "torch.add, ms", "set alpha, ms", "speed of torch.add"):
         table.add_column(column, justify="right")
     for name in options.sizes:
