@@ -2,8 +2,8 @@
 
     python benchmarks/interpolation.py [--rounds 9] [--sizes 10M 100M]
 
-Both sides run in turn, in one process, on the GPU if there is one. The ratio is the median time of the addition over the
-median time of `Interpolation.set`; the addition reads and writes no more than any such pass must.
+Both sides run in turn, in one process, on the GPU if there is one. The ratio is the median time of the addition over
+the median time of `Interpolation.set`; the addition reads and writes no more than any such pass must.
 """
 
 import argparse

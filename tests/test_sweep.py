@@ -169,7 +169,7 @@ WRONG = [
     (RIGHT.replace("--output-dir out", "--output-dir data"), "data exists"),
     (RIGHT.replace("--output-dir out", "--overwrite --output-dir data"), "is no earlier output"),
     (RIGHT.replace("plan.yaml", "nowhere.yaml"), "There is no merge plan nowhere.yaml"),
-    (RIGHT.replace("plan.yaml", "three.yaml"), "models must list exactly two models"),
+    (RIGHT.replace("plan.yaml", "three.yaml"), "exactly two models"),
     (RIGHT.replace("plan.yaml", "same.yaml"), "are both language-only; a sweep needs one of each kind"),
     (RIGHT.replace("plan.yaml", "layers.yaml"), "decoder tensors of ./multimodal different weights"),
     (RIGHT.replace("plan.yaml", "dtype.yaml"), "The plan changes the dtype"),

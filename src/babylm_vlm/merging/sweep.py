@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..evaluation import (
     MinimalPair,
@@ -82,6 +83,7 @@ def sweep(
     selection = read_tasks(data, tasks)
     test = read_tasks(test_data, tasks) if test_data else None
     dial, processor = load_dial(multimodal.folder, language.folder)
+    check_one_alpha(plan, dial.model)
 
     curve = score_alphas(dial, processor, selection, alphas)
     alpha = choose_alpha(curve, objective)
@@ -217,8 +219,10 @@ def order_sources(plan: MergePlan) -> tuple[Source, Source]:
     """The multimodal and the language-only model of a plan.
 
     Raises:
-        ValueError: it has two of one kind, or does more than weigh the whole decoder by one alpha.
+        ValueError: it is no linear merge of one of each, or changes the dtype.
     """
+    if len(plan.sources) != 2 or yaml.safe_load(plan.text)["merge_method"] != "linear":
+        raise ValueError("A sweep needs a plan with merge_method: linear and exactly two models.")
     eyes = [has_eyes(source.folder) for source in plan.sources]
     if eyes[0] == eyes[1]:
         names = " and ".join(source.name for source in plan.sources)
@@ -227,14 +231,16 @@ def order_sources(plan: MergePlan) -> tuple[Source, Source]:
         )
     if plan.dtype or plan.out_dtype:
         raise ValueError("The plan changes the dtype, which a sweep does not; leave out dtype and out_dtype.")
-    multimodal, language = plan.sources if eyes[0] else plan.sources[::-1]
-    decoder = [name for name in read_tensors(language.folder) if PROJECTOR not in name]
+    return plan.sources if eyes[0] else plan.sources[::-1]
+
+
+def check_one_alpha(plan: MergePlan, model: PreTrainedModel) -> None:
+    """Raise ValueError where the plan weighs the model's decoder tensors differently: a sweep would not."""
     for source in plan.sources:
-        if len({source.weight(name) for name in decoder}) > 1:
+        if len({source.weight(name) for name, _ in model.named_parameters() if PROJECTOR not in name}) > 1:
             raise ValueError(
                 f"The plan gives the decoder tensors of {source.name} different weights; a sweep has one α for all."
             )
-    return multimodal, language
 
 
 def load_dial(multimodal: Path, language: Path) -> tuple[Interpolation, ProcessorMixin | PreTrainedTokenizerBase]:
