@@ -55,7 +55,8 @@ def diagnose(
         a, b: checkpoint folders of one architecture and one tokenizer.
         ancestor: folder of the model that both started from; by default the one that their `training_state.json`
             names, if its weights are still those on record.
-        text: `.txt` or `.txt.gz` file with a sentence a line; by default held-out sentences of the package.
+        text: `.txt` or `.txt.gz` file with a sentence a line, of which the first 400 are read; by default held-out
+            sentences of the package.
         output_dir: folder for `diagnosis.json` and `diagnosis.png`.
         overwrite: replace an earlier diagnosis.
 
@@ -156,7 +157,7 @@ def _distances(aa: float, bb: float, difference: float, step_a: float, step_b: f
     """Distance and cosine from squared norms and a dot product."""
     distance = float(np.sqrt(difference) / (0.5 * (np.sqrt(aa) + np.sqrt(bb))))
     lengths = float(np.sqrt(step_a * step_b))
-    return {"distance": distance, "cosine": product / lengths if lengths > 0 else None}
+    return {"distance": distance, "cosine": float(product) / lengths if lengths > 0 else None}
 
 
 def layer_of(name: str) -> str:
