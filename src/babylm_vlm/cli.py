@@ -134,6 +134,61 @@ def verify(
 
 
 @app.command()
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="mergekit YAML of a multimodal and a language-only model.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of minimal pairs per task.")],
+    tasks: Annotated[str, typer.Option("--tasks", help="Subfolders, with commas: with pictures and without.")],
+    output_dir: OutputDir,
+    alphas: Annotated[str, typer.Option("--alphas", help="start:stop:step, or a list with commas.")] = "0:1:0.1",
+    objective: Annotated[
+        str, typer.Option("--objective", help="How α is chosen: keep:F, grammar, grounded or mean.")
+    ] = "keep:0.95",
+    test_data: Annotated[Path | None, typer.Option("--test-data", help="Folder to report the chosen α on.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Carry out the chosen merge too, in merged/.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a grid of α in one process, choose one, plot both abilities."""
+    import json
+
+    from .merging.plan import read_plan
+    from .merging.sweep import parse_alphas, print_sweep
+    from .merging.sweep import sweep as run
+
+    grid = parse_alphas(alphas)
+    result = run(
+        read_plan(plan), data, tasks.split(","), output_dir, grid, objective, test_data, save=save, overwrite=overwrite
+    )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_sweep(result, output_dir)
+
+
+@app.command()
+def diagnose(
+    a: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    b: Annotated[Path, typer.Argument(help="Another, of the same architecture and tokenizer.")],
+    ancestor: Annotated[Path | None, typer.Option("--ancestor", help="What both started from.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help=".txt or .txt.gz with a sentence a line.")] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", help="Folder for the numbers and a plot.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether two models will merge: distances by layer, and the loss along the path between them."""
+    import json
+
+    from .merging.diagnose import diagnose as run
+    from .merging.diagnose import print_diagnosis
+
+    result = run(a, b, ancestor, text, output_dir, overwrite)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_diagnosis(result)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
     data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of minimal pairs per task.")],

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from safetensors.torch import load_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..evaluation import (
@@ -20,17 +18,17 @@ from ..evaluation import (
     accuracy,
     difference_interval,
     load_model,
-    picture_features,
     read_pairs,
     score_pairs,
 )
 from ..files import check_new_folder
 from ..hub.facts import write_merged_card, write_trained_card
-from ..merging.linear import interpolate, merge
+from ..merging.linear import merge
 from ..merging.plan import MergePlan, linear_plan_yaml, read_plan
+from ..merging.plots import plot_curve
+from ..merging.sweep import choose_alpha, load_dial, rule_of, score_alphas
 from ..training.recipe import read_recipe
 from ..training.train import hardware, train
-from .plot import plot_alpha_curve
 from .report import print_table, write_report
 from .scenes import VISION_TOWER, write_demo_data
 
@@ -41,10 +39,8 @@ ALPHAS = [round(0.1 * step, 1) for step in range(11)]
 TASKS = ("grammar", "grounded")
 CHANCE = 0.5
 KEEP = 0.95
-RULE = (
-    f"Of the α whose accuracy on the grounded pairs keeps at least {KEEP:.0%} of the multimodal model's gain over "
-    "chance, the one with the best grammar, both measured on the selection split."
-)
+OBJECTIVE = f"keep:{KEEP}"
+RULE = rule_of(OBJECTIVE)
 # `--quick` shows that every stage runs; its models have hardly learned anything.
 QUICK_SCENES, QUICK_PAIRS, QUICK_STEPS, QUICK_ALPHAS = 200, 10, 3, [0.0, 0.5, 1.0]
 
@@ -79,8 +75,9 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     training["multimodal"] = train(recipe, overwrite)
     announce(4, "Merge over a grid of α and score on the selection split")
     selection = read_split(data, "selection", QUICK_PAIRS if quick else None)
-    curve = score_alphas(folders, selection, QUICK_ALPHAS if quick else ALPHAS)
-    alpha = choose_alpha(curve)
+    dial, processor = load_dial(folders["multimodal"], folders["language"])
+    points = score_alphas(dial, processor, selection, QUICK_ALPHAS if quick else ALPHAS)
+    alpha = choose_alpha(points, OBJECTIVE)
     announce(5, f"Merge at α = {alpha:g} and score the three models on the test split")
     plan_file = output_dir / "merge.yaml"
     plan_file.write_text(linear_plan_yaml(str(folders["multimodal"]), str(folders["language"]), alpha))
@@ -93,7 +90,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
         "seed": seed,
         "rule": RULE,
         "alpha": alpha,
-        "selection": curve,
+        "selection": [{"alpha": point["alpha"]} | point["tasks"] for point in points],
         "test": compare_on_test(folders, test),
         "training": training,
         "minutes": round((time.monotonic() - started) / 60, 2),
@@ -101,7 +98,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
         "versions": {package: version(package) for package in ("babylm-vlm", "torch", "transformers", "mergekit")},
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot_alpha_curve(curve, alpha, CHANCE, output_dir / "alpha_curve.png")
+    plot_curve(points, alpha, output_dir / "alpha_curve.png")
     write_cards(folders, plan, results)
     write_report(results, output_dir)
     print_table(results, output_dir)
@@ -123,40 +120,6 @@ def read_split(data: Path, split: str, limit: int | None) -> dict[str, list[Mini
         uids = dict.fromkeys(pair.uid for pair in pairs)
         cut[task] = [pair for uid in uids for pair in [p for p in pairs if p.uid == uid][:limit]]
     return cut
-
-
-def score_alphas(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]], alphas: list[float]) -> list[dict]:
-    """Accuracy on every task at every alpha, on one live model whose decoder is replaced for each.
-
-    Returns:
-        For each alpha `{"alpha": alpha, task: {"accuracy", "interval", "ties", "items", "paradigms", ...}}`.
-    """
-    model, processor = load_model(folders["multimodal"])
-    multimodal, language = (load_file(folders[name] / "model.safetensors") for name in ("multimodal", "language"))
-    features = picture_features(model, processor, tasks["grounded"])
-    curve = []
-    for alpha in tqdm(alphas, desc="merging and scoring", unit="alpha"):
-        set_weights(model, interpolate(multimodal, language, alpha))
-        point = {"alpha": alpha}
-        for task, pairs in tasks.items():
-            scores = score_pairs(model, processor, pairs, features, progress=False)
-            point[task] = accuracy(scores, pairs).to_dict()
-        curve.append(point)
-    return curve
-
-
-def set_weights(model: PreTrainedModel, tensors: dict) -> None:
-    """Load weights as a file names them; the tied head follows the embeddings."""
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"The merged weights do not fit the model: {missing=}, {unexpected=}.")
-
-
-def choose_alpha(curve: list[dict]) -> float:
-    """The alpha of `RULE`. Where nothing was gained over chance, that is the best grammar at any alpha."""
-    gain = curve[-1]["grounded"]["accuracy"] - CHANCE
-    keeping = [point for point in curve if point["grounded"]["accuracy"] - CHANCE >= KEEP * gain]
-    return max(keeping if gain > 0 else curve, key=lambda point: point["grammar"]["accuracy"])["alpha"]
 
 
 def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]]) -> dict:
