@@ -35,7 +35,7 @@ from .scenes import VISION_TOWER, write_demo_data
 HERE = Path(__file__).resolve().parent
 ANCESTOR = HERE / "ancestor"
 RECIPES = HERE.parent / "recipes"
-ALPHAS = [round(0.1 * step, 1) for step in range(11)]
+ALPHAS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]
 TASKS = ("grammar", "grounded")
 CHANCE = 0.5
 KEEP = 0.95

@@ -16,6 +16,7 @@ LIMITS = [
 HYPERPARAMETERS = (
     "learning_rate",
     "projector_learning_rate",
+    "embedding_learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
