@@ -16,14 +16,13 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import babylm_vlm.model  # noqa: F401  (registers the multimodal model with the Auto classes)
 
 from .plan import PROJECTOR, check_alpha
+from .weights import Weights
 
 CPU_BLOCK = 1 << 18  # elements of a block, for each thread: 1 MB in fp32
 GPU_BLOCK = 1 << 23
@@ -52,7 +51,7 @@ class Interpolation:
         check_match(parameters, multimodal, language)
 
         def dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
-            return torch.promote_types(multimodal[name].dtype, language[name].dtype), parameters[name].dtype
+            return multimodal[name].dtype, parameters[name].dtype
 
         names = sorted(parameters, key=lambda name: str(dtypes(name)))
         self._parts = [
@@ -172,26 +171,18 @@ def check_match(parameters: Mapping[str, Tensor], multimodal: Mapping[str, Tenso
                 f"The tensor {name} has the shape {shapes[1]} in the multimodal model and {shapes[2]} in the language "
                 f"model (in the live one {shapes[0]}); interpolate models of one architecture and one tokenizer."
             )
+        if multimodal[name].dtype != language[name].dtype:
+            dtypes = [str(tensors[name].dtype).removeprefix("torch.") for tensors in (multimodal, language)]
+            raise ValueError(
+                f"The tensor {name} is {dtypes[0]} in the multimodal model and {dtypes[1]} in the language model; "
+                "save both in one dtype."
+            )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint folder as they are stored, in one safetensors file or several.
-
-    Raises:
-        FileNotFoundError: the folder holds no such weights.
-        ValueError: a file is damaged.
-    """
-    single = folder / "model.safetensors"
-    files = [single] if single.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weights: there is no model.safetensors.")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no complete safetensors file ({error}); save it again.") from error
-    return tensors
+    """All tensors of a checkpoint folder as they are stored. Raises as `Weights`."""
+    weights = Weights(folder)
+    return {name: weights.tensor(name) for name in weights.names}
 
 
 def check_vocabularies(multimodal: Path, language: Path) -> None:
