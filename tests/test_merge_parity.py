@@ -5,6 +5,7 @@ Run: pytest tests/test_merge_parity.py
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -205,6 +207,33 @@ def test_other_methods_are_mergekits_and_lose_nothing(tmp_path, caplog, multimod
         verify(tmp_path / "ours", read_plan(tmp_path / "plan.yaml"))
 
 
+def add_tensor(folder: str, target: Path, name: str) -> Path:
+    """A copy of a checkpoint with a tensor that mergekit's definition of the architecture does not know."""
+    shutil.copytree(folder, target)
+    save_file(load_file(target / "model.safetensors") | {name: torch.arange(3.0)}, target / "model.safetensors")
+    return target
+
+
+def test_what_mergekit_leaves_out_is_copied_from_the_base(tmp_path, caplog, llamas):
+    first, _, third = llamas["float32", True]
+    base = add_tensor(first, tmp_path / "base", "model.extra")
+    plan = slerp(base, Path(third))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert "model.extra" not in mergekit(plan, tmp_path / "theirs")
+    merge(read_plan(tmp_path / "plan.yaml"), tmp_path / "ours")
+    assert load(tmp_path / "ours")["model.extra"].tolist() == [0, 1, 2]
+    assert "mergekit left out model.extra; copied as in the model that has it." in caplog.messages
+
+
+def test_a_tensor_of_all_models_that_mergekit_leaves_out_is_an_error(tmp_path, llamas):
+    first, _, third = llamas["float32", True]
+    both = [add_tensor(path, tmp_path / name, "model.extra") for path, name in ((first, "one"), (third, "two"))]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(slerp(*both)))
+    with pytest.raises(ValueError, match=r"mergekit left out the tensor model\.extra, which more than one model has"):
+        merge(read_plan(tmp_path / "plan.yaml"), tmp_path / "out" / "ours")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_union_of_vocabularies_is_mergekits(tmp_path):
     first = save_llama(tmp_path / "first", 0, "float32")
     second = save_llama(tmp_path / "second", 1, "float32", words="second", rows=7)
@@ -239,8 +268,6 @@ def test_a_plan_that_mergekit_refuses_leaves_nothing(tmp_path, llamas, change, m
 
 
 def test_verify_names_what_differs_is_missing_or_extra(tmp_path, llamas):
-    from safetensors.torch import load_file, save_file
-
     plan_file, folder = tmp_path / "plan.yaml", tmp_path / "merged"
     plan_file.write_text(linear_plan_yaml(*llamas["bfloat16", True][:2], 0.3))
     merge(read_plan(plan_file), folder)

@@ -1,6 +1,7 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..merging.plan import PROJECTOR, MergePlan, Source
@@ -69,6 +70,8 @@ def write_merged_card(
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
     if len(parents) != 2 or len(plan.sources) != 2:
         return  # the template speaks of a multimodal and a language-only model
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(weights_sha256, [source.folder for source in parents.values()]))
     states = [read_json(s.folder / STATE_FILE) for s in plan.sources if (s.folder / STATE_FILE).is_file()]
     ancestor = common_ancestor(plan.sources)
     limits = LIMITS if ancestor else [*LIMITS, "No common ancestor of its parents is on record."]
@@ -84,8 +87,8 @@ def write_merged_card(
             "ancestor": public_name(ancestor) if ancestor else None,
             **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": public_name(source.name), "sha256": weights_sha256(source.folder)}
-                for role, source in parents.items()
+                {"role": role, "name": public_name(source.name), "sha256": digest}
+                for (role, source), digest in zip(parents.items(), hashes, strict=True)
             ],
             "data": [source | {"name": public_name(source["name"])} for state in states for source in state["data"]],
             "merge_yaml": plan.text,
