@@ -221,8 +221,9 @@ def print_diagnosis(result: dict) -> None:
     """Print layers, path and verdict for people."""
     console = Console()
     known = result["ancestor"]
-    of = f"steps away from {known['name']}" if known else "weights (no ancestor is known)"
-    table = Table(title=f"distance, and cosine of the {of}")
+    of = f"steps away from the ancestor, {known['name']}" if known else "weights (no ancestor is known)"
+    console.print(f"Distance of the models, and cosine of their {of}", soft_wrap=True, highlight=False)
+    table = Table()
     for column in ("layer", "distance", "cosine"):
         table.add_column(column)
     for layer in result["layers"]:

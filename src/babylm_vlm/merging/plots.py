@@ -29,7 +29,9 @@ def plot_curve(curve: Sequence[dict], alpha: float, path: Path) -> None:
         accuracy = _percent(*(point[ability]["accuracy"] for point in curve))
         axes.plot(alphas, accuracy, color=colour, marker="o", markersize=4, label=LABELS[ability])
         axes.fill_between(alphas, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.axhline(100 * curve[0]["grounded"]["chance"], color=GREY, linestyle=":", linewidth=1.2, label="chance")
+    chance = 100 * curve[0]["grounded"]["chance"]
+    axes.axhline(chance, color=GREY, linestyle=":", linewidth=1.2, label="chance")
+    axes.set_ylim(bottom=min(chance - 2, axes.get_ylim()[0]))
     axes.axvline(alpha, color="0.2", linestyle="--", linewidth=1, label=f"chosen α = {alpha:g}")
     axes.set_xlabel(ALPHA_LABEL)
     axes.set_ylabel("accuracy (%)")
@@ -52,8 +54,10 @@ def plot_pareto(curve: Sequence[dict], alpha: float, path: Path) -> None:
         axes.plot([across, across], _percent(*point["grammar"]["interval"]), color="0.75", linewidth=0.8, zorder=1)
     axes.plot(x, y, color="0.5", linewidth=1, zorder=2)
     dots = axes.scatter(x, y, c=[point["alpha"] for point in curve], cmap="viridis", vmin=0, vmax=1, s=34, zorder=3)
-    for point, across, up in zip(curve, x, y, strict=True):
-        axes.annotate(f"{point['alpha']:g}", (across, up), (5, 5), textcoords="offset points", fontsize=8, zorder=5)
+    for i, point in enumerate(curve):  # on alternate sides, for points that lie close together
+        offset, side = ((6, 6), "left") if i % 2 == 0 else ((-6, -12), "right")
+        label = {"textcoords": "offset points", "ha": side, "fontsize": 8, "zorder": 5}
+        axes.annotate(f"{point['alpha']:g}", (x[i], y[i]), offset, **label)
     chosen = [point["alpha"] for point in curve].index(alpha)
     ring = {"s": 150, "facecolors": "none", "edgecolors": GROUNDED, "linewidths": 1.8, "zorder": 4}
     axes.scatter(x[chosen], y[chosen], label=f"chosen α = {alpha:g}", **ring)
