@@ -1,13 +1,14 @@
 """From token sequences to the log-probabilities of chosen tokens, at the least cost that changes no score.
 
 - What is computed: log p(token_t | tokens before it) in fp32, whatever the dtype of the weights.
-- Shared prefixes are read once. Sequences in lexicographic order become a prefix tree; a row of a batch holds a part of
-  it, each node with the depth of its token as position, and a 4-D attention mask lets a node see its ancestors alone.
-- Not every model obeys such a mask (convolutions, recurrences, positions counted from the mask, logits scaled after the
-  head). So the longest sequences are first scored both ways, and rows are packed only where that agrees to 1e-4;
+- Shared prefixes are read once. Sequences in lexicographic order become a prefix tree; a row of a batch holds a part
+  of it, each node with the depth of its token as position, and a 4-D attention mask lets a node see its ancestors
+  alone.
+- Not every model obeys such a mask (convolutions, recurrences, positions counted from the mask, logits scaled after
+  the head). So the longest sequences are first scored both ways, and rows are packed only where that agrees to 1e-4;
   otherwise sequences are sorted by length and right-padded, a fixed number of tokens at a time.
-- In packed rows the head runs only where a token is scored, a block of positions at a time, so that the largest tensor is
-  (256, vocabulary).
+- In packed rows the head runs only where a token is scored, a block of positions at a time, so that the largest tensor
+  is (256, vocabulary).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 BLOCK = 256  # positions turned into log-probabilities at a time; a block of logits stays in the CPU's cache
-ROW_TOKENS = 512  # nodes in a packed row; attention costs its square
+ROW_TOKENS = 384  # nodes in a packed row; attention costs its square
 CHECK_TOKENS = 1024  # of the longest sequences are scored both ways
 AGREEMENT = 1e-4  # nats
 

@@ -3,8 +3,8 @@
 - A score is the sum of the log-probabilities (nats) of tokens, as the BabyLM evaluation pipeline takes it: no length
   normalisation, temperature 1. BOS, image tokens and padding are given, never scored; EOS is not part of the sequence.
 - A completion's tokens are those that end after the prefix does, in the tokens of prefix and completion together.
-- Tokens are summed in fp64. Scores do not depend on batch size or order up to fp32 rounding, and sequences with the same
-  tokens tie exactly. How they are computed is in engine.py.
+- Tokens are summed in fp64. Scores do not depend on batch size or order up to fp32 rounding, and sequences with the
+  same tokens tie exactly. How they are computed is in engine.py.
 """
 
 from collections.abc import Sequence
