@@ -2,7 +2,7 @@
 
     git clone https://github.com/babylm/evaluation-pipeline-2025 pipeline
     pip install statsmodels wandb nlopt
-    python benchmarks/official_parity.py pipeline evaluation_data/full_eval CHECKPOINT [--limit 50] [--tasks blimp_filtered,…]
+    python benchmarks/official_parity.py pipeline evaluation_data/full_eval CHECKPOINT [--limit 50] [--tasks comps,…]
 
 Runs the unmodified pipeline and `babylm-vlm evaluate --predictions` on the same files (plain or .gz) and the same fp32
 checkpoint, and compares every prediction and every printed score. Exit code 1 if any differs.
@@ -23,7 +23,7 @@ NUMBERS = ("prob", "pred", "prev_pred")  # fields of a prediction that may be nu
 
 
 def compare(official: dict, ours: dict) -> tuple[int, list[str], float]:
-    """Number of items, the ids of those that differ (in text, or by more than 1e-3 in a number), largest difference."""
+    """Number of items, ids of those that differ (in text, or by more than 1e-3 in a number), largest difference."""
     if {key: len(value["predictions"]) for key, value in official.items()} != {
         key: len(value["predictions"]) for key, value in ours.items()
     }:

@@ -1,7 +1,7 @@
 """Runs the official BabyLM evaluation pipeline, unmodified, and ours, each in a process of its own.
 
-The official pipeline is a clone of https://github.com/babylm/evaluation-pipeline-2025; it needs statsmodels, wandb and nlopt
-installed in the Python that runs the benchmark.
+The official pipeline is a clone of https://github.com/babylm/evaluation-pipeline-2025; it needs statsmodels, wandb and
+nlopt installed in the Python that runs the benchmark.
 """
 
 import gzip
