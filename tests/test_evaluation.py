@@ -136,7 +136,7 @@ def test_scores_are_kept_only_for_the_same_model_and_data(tmp_path, suite, langu
 
 def test_when_all_tasks_fail_nothing_is_written(tmp_path, language_checkpoint):
     write_lines(tmp_path / "data" / "comps" / "comps_base.jsonl", [row()])
-    with pytest.raises(ValueError, match="comps: .*the field prefix_acceptable is missing"):
+    with pytest.raises(ValueError, match=r"comps: .*the field prefix_acceptable is missing"):
         evaluate(language_checkpoint, tmp_path / "data", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
