@@ -5,9 +5,9 @@
     python benchmarks/scoring.py pipeline evaluation_data/full_eval [--limit 100] [--tasks reading,…] [--model DIR]
 
 Every side runs in a process of its own, one after the other, on the same fp32 checkpoint: by default a random Llama
-of 10.5M parameters with a vocabulary of 16,384. Each side first runs on one item of each file; that time, its start-up, is
-taken off. Processor time says what scoring costs where other programs run too; wall-clock time is shown beside it.
-Peak memory is that of the whole process. `--limit` takes so many items of each file.
+of 10.5M parameters with a vocabulary of 16,384. Each side first runs on one item of each file; that time, its start-
+up, is taken off. Processor time says what scoring costs where other programs run too; wall-clock time is shown beside
+it. Peak memory is that of the whole process. `--limit` takes so many items of each file.
 """
 
 import argparse

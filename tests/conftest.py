@@ -11,6 +11,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="babylm-vlm-tests-")
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from pair_files import row, write_lines
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
@@ -19,6 +20,8 @@ from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
 
 torch.set_num_threads(1)
+settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no deadline")  # on a busy machine a slow example is no error
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 SENTENCES = [

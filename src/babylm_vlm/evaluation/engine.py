@@ -68,7 +68,6 @@ class Batch:
 PADDING = np.iinfo(np.int64).min  # no token id and no image token
 
 
-@torch.inference_mode()
 def score_requests(
     model: PreTrainedModel,
     requests: Sequence[Request],
@@ -225,6 +224,7 @@ def _read_outs(
     return np.concatenate(places), np.array(targets)
 
 
+@torch.inference_mode()
 def _score_batch(
     model: PreTrainedModel, requests: Sequence[Request], batch: Batch, pictures: Sequence[torch.Tensor]
 ) -> list[np.ndarray]:
