@@ -128,14 +128,14 @@ def test_scores_are_kept_only_for_the_same_model_and_data(tmp_path, suite, langu
     write_lines(suite / "grammar" / "agreement.jsonl.gz", [row("a red red cat", "a red cat")])
     second = evaluate(copied, suite, tmp_path / "out", overwrite=True)
     assert second["tasks"]["grammar"]["items"] == 1
+    _, before = read_items(items_file(tmp_path / "out", "entity_tracking"))
     model, _ = load_model(copied)
     model.get_input_embeddings().weight.data.zero_()
     model.save_pretrained(copied)
     third = evaluate(copied, suite, tmp_path / "out", overwrite=True)
-    assert third["tasks"]["grammar"]["value"] != second["tasks"]["grammar"]["value"]
     assert first["data_sha256"]["entity_tracking"] == third["data_sha256"]["entity_tracking"]
-    _, outcomes = read_items(items_file(tmp_path / "out", "entity_tracking"))
-    assert len({outcome.scores for outcome in outcomes}) == 1  # a uniform model
+    _, after = read_items(items_file(tmp_path / "out", "entity_tracking"))
+    assert before != after and len({outcome.scores for outcome in after}) == 1  # a uniform model
 
 
 def test_when_all_tasks_fail_nothing_is_written(tmp_path, language_checkpoint):
