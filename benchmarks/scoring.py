@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,24 +106,21 @@ def measure(start: Run, whole: Run, choices: dict) -> Side:
     return Side(whole.cpu - start.cpu, whole.wall - start.wall, whole.memory, choices)
 
 
-def measure_task(task: str, options: argparse.Namespace, model: Path, scratch: Path) -> tuple[int, dict[str, Side]]:
-    """All sides on one task: the number of items, and each side."""
+def measure_task(task: str, options: argparse.Namespace, model: Path, scratch: Path) -> Iterator[tuple[str, Side]]:
+    """Name and cost of every side on one task, ours first."""
     one, data = scratch / "one" / task, scratch / "data" / task
     copy_data(options.data / task, one, 1)
-    items = copy_data(options.data / task, data, options.limit)
-    sides = {}
+    copy_data(options.data / task, data, options.limit)
     start = run_ours(model, one, scratch / "ours-one" / task)
     whole = run_ours(model, data, scratch / "ours" / task)
-    sides["babylm-vlm"] = measure(start, whole, choices_of(scratch / "ours" / task / "predictions", task))
+    yield "babylm-vlm", measure(start, whole, choices_of(scratch / "ours" / task / "predictions", task))
     start = run_official(options.pipeline, model, one, scratch / "official-one" / task)
     whole = run_official(options.pipeline, model, data, scratch / "official" / task)
-    sides["official"] = measure(start, whole, choices_of(scratch / "official" / task, task))
+    yield "official", measure(start, whole, choices_of(scratch / "official" / task, task))
     if FOLDERS[task].name == "blimp" and importlib.util.find_spec("minicons"):
         start = minicons(model, one, scratch / "minicons-one.json")
         whole = minicons(model, data, scratch / "minicons.json")
-        choices = json.loads((scratch / "minicons.json").read_text())
-        sides["minicons"] = measure(start, whole, choices)
-    return items, sides
+        yield "minicons", measure(start, whole, json.loads((scratch / "minicons.json").read_text()))
 
 
 def processor() -> str:
@@ -150,15 +148,13 @@ def main() -> None:
         head = f"{'task':18}{'side':12}{'items':>7}{'CPU s':>9}{'ratio':>7}{'wall s':>9}{'ratio':>7}{'peak GB':>9}"
         print(f"{head}   choices unlike ours", flush=True)
         for task in options.tasks.split(","):
-            items, sides = measure_task(task, options, model, scratch)
-            ours = sides["babylm-vlm"]
-            for name, side in sides.items():
+            ours = None
+            for name, side in measure_task(task, options, model, scratch):
+                ours = ours or side
                 unlike = sum(side.choices[key] != choice for key, choice in ours.choices.items())
-                cpu, wall = (
-                    f"{side.cpu:9.1f}{side.cpu / ours.cpu:7.1f}",
-                    f"{side.wall:9.1f}{side.wall / ours.wall:7.1f}",
-                )
-                print(f"{task:18}{name:12}{items:7}{cpu}{wall}{side.memory:9.2f}   {unlike}", flush=True)
+                cpu = f"{side.cpu:9.1f}{side.cpu / ours.cpu:7.1f}"
+                wall = f"{side.wall:9.1f}{side.wall / ours.wall:7.1f}"
+                print(f"{task:18}{name:12}{len(side.choices):7}{cpu}{wall}{side.memory:9.2f}   {unlike}", flush=True)
 
 
 if __name__ == "__main__":
