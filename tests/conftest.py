@@ -8,14 +8,20 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when a Hugging Face library is first imported
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="babylm-vlm-tests-")
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from pair_files import row, write_lines
+from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
 
 torch.set_num_threads(1)
+settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no deadline")  # on a busy machine a slow example is no error
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 SENTENCES = [
@@ -102,3 +108,21 @@ def tiny_multimodal(multimodal_checkpoint):
     """A fresh multimodal model and its processor."""
     model = BabylmVlmForConditionalGeneration.from_pretrained(multimodal_checkpoint).eval()
     return model, BabylmVlmProcessor.from_pretrained(multimodal_checkpoint)
+
+
+@pytest.fixture
+def grounded_file(tmp_path):
+    """Eight mirrored pairs under sixteen pictures of one colour each."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(8):
+        captions = [f"a red ball {number}", f"the blue cat {number}"]
+        for picture in range(2):
+            name = f"pictures/{number}_{picture}.png"
+            (tmp_path / "grounded" / "pictures").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), tuple(generator.integers(256, size=3).tolist())).save(
+                tmp_path / "grounded" / name
+            )
+            good, bad = captions if picture == 0 else captions[::-1]
+            rows.append(row(good, bad, image=name, pair=number, UID="colour"))
+    return write_lines(tmp_path / "grounded" / "pairs.jsonl", rows)

@@ -51,6 +51,8 @@ def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
     for colour in ("red", "blue"):
         Image.new("RGB", (28, 28), colour).save(f"data/grounded/{colour}.png")
     Path("broken.png").write_bytes(b"no picture")
+    Path("broken", "broken").mkdir(parents=True)
+    Path("broken", "broken", "pairs.jsonl").write_text('{"sentence_good": "the cat sat"}')
     Path("text.txt").write_text("the cat sat next to the tree\n" * 20)
     Path("recipe.yaml").write_text(RECIPE)
     Path("plan.yaml").write_text(linear_plan_yaml("./multimodal", "./language", 0.3))
@@ -87,7 +89,7 @@ def test_the_installed_command_lists_the_commands(tmp_path):
     installed = Path(sys.executable).with_name("babylm-vlm")
     done = subprocess.run([installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
-    for name in ("demo", "train", "merge", "verify", "evaluate", "caption"):
+    for name in ("demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"):
         assert f" {name} " in done.stdout
 
 
@@ -99,7 +101,9 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "merge", "verify", "evaluate", "caption"])
+@pytest.mark.parametrize(
+    "name", ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+)
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")
     assert code == 0 and err == "" and "Usage" in out
@@ -132,6 +136,9 @@ WRONG = [
         "holds no task verbs; tasks there: grammar, grou",
     ),
     ("evaluate language --data data --output-dir taken", "taken/results.json exists"),
+    ("evaluate language --data broken --output-dir out", "pairs.jsonl:1: the field sentence_bad is missing"),
+    ("compare nowhere taken", "There are no results nowhere"),
+    ("compare taken taken", "taken/results.json holds no results of `babylm-vlm evaluate`"),
     ("caption multimodal broken.png", "The picture broken.png cannot be read"),
     ("caption multimodal nowhere.png", "There is no picture nowhere.png"),
     ("caption language data/grounded/red.png", "This model is language-only"),
@@ -229,6 +236,23 @@ def test_evaluate_writes_and_prints_the_same_results(command):
     code, out, _ = command("evaluate language --data data --tasks grounded --output-dir runs/blind")
     assert code == 0 and "grounded" in out and "50.0" in out  # mirrored pairs without pictures
     assert set(json.loads(Path("runs/blind/results.json").read_text())["tasks"]) == {"grounded"}
+
+
+def test_evaluate_names_a_failed_task_and_keeps_the_others(command):
+    Path("data/broken").symlink_to(Path("broken/broken").resolve())
+    code, out, err = command("evaluate language --data data --output-dir runs/scores")
+    assert code == 1 and "grammar" in out
+    assert "Error: broken failed: data/broken/pairs.jsonl:1: the field sentence_bad is missing" in err
+    assert set(json.loads(Path("runs/scores/results.json").read_text())["tasks"]) == {"grammar", "grounded"}
+
+
+def test_compare_prints_the_differences(command):
+    for name in ("language", "multimodal"):
+        assert command(f"evaluate {name} --data data --output-dir runs/{name}")[0] == 0
+    code, out, _ = command("compare runs/multimodal runs/language --json")
+    assert code == 0 and set(json.loads(out)["tasks"]) == {"grammar", "grounded"}
+    code, out, _ = command("compare runs/multimodal runs/language")
+    assert code == 0 and "difference" in out and "grounded" in out
 
 
 def test_caption_prints_a_line_for_every_picture(command):

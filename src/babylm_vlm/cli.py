@@ -191,30 +191,68 @@ def diagnose(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of minimal pairs per task.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json.")],
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Subfolders, with commas; default: all.")] = None,
+    data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of benchmark files per task.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json and what belongs to it.")],
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Tasks or subfolders, with commas; default: all.")
+    ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Score and count as the official pipeline does.")
+    ] = False,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Also write the official predictions; implies --official.")
+    ] = False,
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens in a batch, padding included.", min=1)] = 4096,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on minimal pairs of text, or of a picture and two captions."""
+    """Score a model on the BabyLM suite's tasks, or on your own minimal pairs, with or without pictures."""
     import json
 
-    from .evaluation import evaluate_model, find_tasks, load_model, print_results, read_pairs, write_results
-    from .evaluation.evaluate import check_results_folder
+    from .evaluation import evaluate_model, find_tasks, load_model, print_results
+    from .evaluation.output import check_results_folder
 
     check_results_folder(output_dir, overwrite)
     found = find_tasks(data, tasks.split(",") if tasks else None)
-    pairs = {name: read_pairs(path) for name, path in found.items()}
     loaded, processor = load_model(model, revision, trust_remote_code)
-    results = evaluate_model(loaded, processor, pairs, name=model, revision=revision, data=found)
-    write_results(results, output_dir, overwrite)
+    results = evaluate_model(
+        loaded,
+        processor,
+        found,
+        output_dir,
+        name=model,
+        revision=revision,
+        official=official,
+        predictions=predictions,
+        batch_tokens=batch_tokens,
+        overwrite=overwrite,
+    )
     if as_json:
         print(json.dumps(results))
     else:
         print_results(results)
+    if results["failed"]:
+        raise ValueError(" ".join(f"{task} failed: {sentence}" for task, sentence in results["failed"].items()))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="results.json of `evaluate`, or its folder.")],
+    b: Annotated[Path, typer.Argument(help="The same of another model on the same data.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models item by item: differences with intervals and tests."""
+    import json
+
+    from .evaluation import compare_results, print_comparison
+
+    comparison = compare_results(a, b)
+    if as_json:
+        print(json.dumps(comparison))
+    else:
+        print_comparison(comparison)
 
 
 @app.command()

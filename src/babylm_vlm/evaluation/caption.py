@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.captions import open_picture
-from .minimal_pairs import takes_pictures
+from .choices import takes_pictures
 
 
 @torch.inference_mode()

@@ -1,19 +1,17 @@
 """From a checkpoint and benchmark files to `results.json`.
 
-A task is a folder of minimal-pair files, or one such file. A result says what was measured (accuracy, 95 % interval,
-chance level, ties, failures, for each paradigm too) and on what: hashes of the data files and of the weights, and the
-versions of the software. It holds no date, so the same measurement gives the same file.
+A result says what was measured (value, 95 % interval, chance level, ties, failures, for each paradigm too) and on
+what: hashes of the data files and of the weights, and the versions of the software. It holds no date, so the same
+measurement gives the same file. The scores of a task are kept as soon as it is done, and taken up again when the same
+model, data, rule and versions come back: a run that was cut off, or in which a task failed, is simply repeated.
 """
 
-import json
-import os
+import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,11 +24,15 @@ from transformers import (
 
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
-from .minimal_pairs import SUFFIXES, MinimalPair, file_stem, pair_files, score_pairs, takes_pictures
-from .statistics import accuracy
+from .choices import Item, takes_pictures
+from .minimal_pairs import MinimalPair
+from .output import check_results_folder, items_file, read_items, write_items, write_results
+from .predictions import official_predictions, write_collated, write_predictions
+from .rows import data_files
+from .tasks import FOLDERS, Outcome, Sampling, task_of
 
-SCHEMA_VERSION = 1
-RESULTS_FILE = "results.json"
+SCHEMA_VERSION = 2
+PACKAGES = ("babylm-vlm", "torch", "transformers")
 
 
 def load_model(
@@ -72,138 +74,151 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
-    """Tasks in a data folder: subfolders that hold minimal-pair files, or such files, by name.
-
-    Args:
-        data: the folder; if it holds minimal-pair files itself, it is by default one task, named after the folder.
-        names: which tasks (subfolders, or files without their suffix) to take; all subfolders by default.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or holds no such task.
-    """
-    data = Path(data)
-    if not data.exists():
-        raise FileNotFoundError(f"the data folder {data} does not exist.")
-    if data.is_file():
-        tasks = {file_stem(data): data}
-        inside = {}
-    else:
-        tasks = {data.resolve().name: data} if _holds_pairs(data) else {}
-        inside = {folder.name: folder for folder in sorted(data.iterdir()) if _holds_pairs(folder)}
-    if names is None:
-        if not tasks and not inside:
-            raise FileNotFoundError(f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files.")
-        return tasks or inside
-    if data.is_dir():
-        inside |= {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(SUFFIXES)}
-    known = tasks | inside
-    for name in names:
-        if name not in known:
-            there = ", ".join(known) or "none"
-            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.")
-    return {name: known[name] for name in names}
-
-
-def _holds_pairs(path: Path) -> bool:
-    return path.is_dir() and any(file.name.endswith(SUFFIXES) for file in path.iterdir())
-
-
 def evaluate_model(
     model: PreTrainedModel,
     processor: ProcessorMixin | PreTrainedTokenizerBase,
-    tasks: dict[str, list[MinimalPair]],
+    tasks: dict[str, Path],
+    output_dir: Path,
     *,
     name: str | Path,
     revision: str | None = None,
-    data: dict[str, Path] | None = None,
-    features: dict[Path, torch.Tensor] | None = None,
+    official: bool = False,
+    predictions: bool = False,
+    batch_tokens: int = 4096,
     resamples: int = 2000,
     seed: int = 0,
-    batch_tokens: int = 4096,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Accuracy of a model on every task, as the dictionary that `results.json` holds.
+    """Measure a model on every task, and write `results.json` and what stands beside it (output.py).
+
+    A task that fails is named in the results and loses nothing of the others.
 
     Args:
         model: language-only or multimodal; a language-only model reads captions without their pictures.
         processor: a tokenizer, or for a multimodal model its processor.
-        tasks: minimal pairs by task name.
-        name: checkpoint folder or Hub id that the weights are from; the weights in a folder are hashed. For weights
-            that exist in memory only, any other name.
+        tasks: data folder or file of every task, as `find_tasks` gives them.
+        output_dir: folder to write.
+        name: checkpoint folder or Hub id that the weights are from. For weights that exist in memory only, any other
+            name; their scores are never taken up again.
         revision: of the model on the Hub.
-        data: file or folder that each task was read from, to be hashed.
-        features: `picture_features` for all grounded pairs, where they are known already.
-        resamples: number of bootstrap resamples of the 95 % intervals.
-        seed: of the bootstrap.
+        official: score, and count ties and failures, as the official pipeline does.
+        predictions: also write the official predictions tree and the collated file; implies `official`.
         batch_tokens: see `sequence_scores`.
+        resamples, seed: of the bootstrap behind the intervals.
+        overwrite: replace earlier results.
         progress: show a bar while scoring.
+
+    Returns:
+        what `results.json` holds.
+
+    Raises:
+        FileExistsError: there are results already.
+        ValueError: every task failed; the first one's reason.
     """
-    weights = _weight_files(Path(name)) if Path(name).is_dir() else []
+    check_results_folder(output_dir, overwrite)
+    sampling = Sampling(official or predictions, resamples, seed)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "model": {
-            "name": str(name),
-            "revision": revision,
-            "weights_sha256": {file.name: sha256(file) for file in weights},
-        },
+        "model": _model_facts(model, Path(name), revision),
+        "official": sampling.official,
         "tasks": {},
-        "data_sha256": {
-            task: {file.name: sha256(file) for file in pair_files(path)} for task, path in (data or {}).items()
-        },
+        "failed": {},
+        "predictions": [],
+        "data_sha256": {},
         "bootstrap": {"resamples": resamples, "seed": seed},
-        "versions": {package: version(package) for package in ("babylm-vlm", "torch", "transformers")},
+        "versions": {package: version(package) for package in PACKAGES},
     }
-    for task, pairs in tasks.items():
-        scores = score_pairs(model, processor, pairs, features, batch_tokens, progress)
-        pictures_used = takes_pictures(model) and any(pair.image is not None for pair in pairs)
-        measured = accuracy(scores, pairs, resamples, seed).to_dict()
-        paradigms = measured.pop("paradigms")
-        results["tasks"][task] = {**measured, "pictures_used": pictures_used, "paradigms": paradigms}
+    read: dict[str, list[Item] | list[MinimalPair]] = {}
+    for task, path in tasks.items():
+        try:
+            read[task] = task_of(path).read(path)
+            files = data_files(path, task_of(path).suffixes)
+            results["data_sha256"][task] = {file.name: sha256(file) for file in files}
+        except (OSError, ValueError) as error:
+            results["failed"][task] = str(error)
+    collated = {}
+    for task, items in read.items():
+        kind, path = task_of(tasks[task]), items_file(output_dir, task)
+        measured = _measurement(results, name, task, kind.name, items)
+        try:
+            outcomes = _kept(path, measured)
+            if outcomes is None:
+                scores = kind.score(
+                    model,
+                    processor,
+                    items,
+                    batch_tokens=batch_tokens,
+                    progress=progress,
+                    official=sampling.official,
+                )
+                outcomes = [
+                    Outcome(item.uid, item.pair, tuple(row.tolist()), _facts(item))
+                    for item, row in zip(items, scores, strict=True)
+                ]
+                write_items(path, measured, outcomes)
+            rows = kind.measure(task, outcomes, sampling)
+        except (OSError, ValueError) as error:
+            results["failed"][task] = str(error)
+            continue
+        pictures_used = takes_pictures(model) and any(item.image is not None for item in items)
+        results["tasks"] |= {key: {**row, "pictures_used": pictures_used} for key, row in rows.items()}
+        if predictions and tasks[task].resolve().name in FOLDERS:
+            made = official_predictions(kind, items, outcomes)
+            write_predictions(Path(output_dir, "predictions"), str(name), revision, kind, task, made)
+            if not task.endswith("_fast"):
+                collated[kind.name] = made
+    if not results["tasks"]:
+        raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in results["failed"].items()))
+    if collated:
+        results["predictions"] = write_collated(Path(output_dir, "predictions"), str(name), collated)
+    write_results(results, output_dir, overwrite)
     return results
 
 
-def check_results_folder(output_dir: Path, overwrite: bool = False) -> None:
-    """Raise FileExistsError if `write_results` would: call it before an hour of scoring, not after.
-
-    Raises:
-        FileExistsError: there are results already and they are not to be replaced, or `output_dir` is a file.
-    """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise FileExistsError(f"{output_dir} is a file; name a folder for the results.")
-    if (output_dir / RESULTS_FILE).exists() and not overwrite:
-        raise FileExistsError(f"{output_dir / RESULTS_FILE} exists; choose another folder, or pass --overwrite.")
+def _facts(item: Item | MinimalPair) -> dict[str, float]:
+    return item.facts if isinstance(item, Item) else {}
 
 
-def write_results(results: dict, output_dir: Path, overwrite: bool = False) -> Path:
-    """Write `results.json` into a folder, whole or not at all, and return its path.
-
-    Raises:
-        FileExistsError: as `check_results_folder`.
-    """
-    check_results_folder(output_dir, overwrite)
-    path = Path(output_dir) / RESULTS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.incomplete")
-    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+def _model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> dict:
+    return {
+        "name": str(folder),
+        "revision": revision,
+        "commit": getattr(model.config, "_commit_hash", None),  # only configurations from the Hub have it
+        "weights_sha256": {file.name: sha256(file) for file in _weight_files(folder)},
+    }
 
 
-def print_results(results: dict, console: Console | None = None) -> None:
-    """Print one row per task."""
-    table = Table(title=results["model"]["name"])
-    table.add_column("task")
-    for column in ("accuracy %", "95 % interval", "chance", "items", "ties"):
-        table.add_column(column, justify="right")
-    for task, row in results["tasks"].items():
-        low, high = row["interval"]
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        counts = (str(row["items"]), str(row["ties"]))
-        table.add_row(task, f"{100 * row['accuracy']:.1f}", interval, f"{100 * row['chance']:.0f}", *counts)
-    console = console or Console()
-    console.print(table)
-    for task, row in results["tasks"].items():
-        if row["nonfinite"]:
-            console.print(f"{task}: {row['nonfinite']} pairs have scores that are not finite; they count as wrong.")
+def _measurement(results: dict, name: str | Path, task: str, kind: str, items: Sequence[Item | MinimalPair]) -> dict:
+    """All that the scores of a task depend on; in `source`, None if that is not known."""
+    folder = Path(name)
+    source = results["model"]["commit"]
+    if folder.is_dir():
+        files = sorted(
+            file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model")
+        )
+        source = _digest(files)
+    pictures = sorted({item.image for item in items if item.image is not None})
+    return {
+        "task": kind,
+        "model": str(name),
+        "source": source,
+        "official": results["official"],
+        "data_sha256": results["data_sha256"][task],
+        "pictures_sha256": _digest(pictures) if pictures else None,
+        "versions": results["versions"],
+    }
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """One hash of the names and contents of files."""
+    lines = [f"{sha256(file)}  {file.name}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _kept(path: Path, measured: dict) -> list[Outcome] | None:
+    """Outcomes of an earlier run, if it measured the same."""
+    if measured["source"] is None or not path.is_file():
+        return None
+    before, outcomes = read_items(path)
+    return outcomes if before == measured else None

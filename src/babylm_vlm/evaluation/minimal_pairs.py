@@ -10,10 +10,7 @@ in a mirrored pair they are the same two captions, swapped, under two pictures, 
 pictures is right exactly half of the time. Other fields are ignored.
 """
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +19,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data import features as data_features
-from ..model import BabylmVlmConfig
-from .scoring import sequence_scores
-
-SUFFIXES = (".jsonl", ".jsonl.gz")
+from .choices import score_choices
+from .rows import file_stem, json_rows, text_field
 
 
 @dataclass(frozen=True)
@@ -46,33 +40,10 @@ class MinimalPair:
     image: Path | None
     pair: str
 
-
-def file_stem(file: Path) -> str:
-    """`a/b.jsonl.gz` and `a/b.jsonl` are both `b`."""
-    return file.name.removesuffix(".gz").removesuffix(".jsonl")
-
-
-def pair_files(path: Path) -> list[Path]:
-    """The `.jsonl` and `.jsonl.gz` files directly inside a folder, sorted; or the file itself.
-
-    Raises:
-        FileNotFoundError: `path` does not exist.
-        ValueError: it is no such file, holds none, or holds one twice (plain and compressed).
-    """
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{path} is not a .jsonl or .jsonl.gz file.")
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; name a .jsonl or .jsonl.gz file, or a folder of them.")
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
-    if not files:
-        raise ValueError(f"{path} holds no .jsonl or .jsonl.gz file.")
-    stems = [file_stem(file) for file in files]
-    for file, stem in zip(files, stems, strict=True):
-        if stems.count(stem) > 1:
-            raise ValueError(f"{path} holds {stem}.jsonl both plain and compressed ({file.name}); remove one of them.")
-    return files
+    @property
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """As in `Item`: (prefix, completion), the good one first."""
+        return ("", self.good), ("", self.bad)
 
 
 def read_pairs(path: Path) -> list[MinimalPair]:
@@ -86,52 +57,24 @@ def read_pairs(path: Path) -> list[MinimalPair]:
     """
     pairs = []
     checked_pictures: set[Path] = set()
-    for file in pair_files(Path(path)):
-        before = len(pairs)
-        for number, line in _numbered_lines(file):
-            pair = _parse_line(line, file, f"{file}:{number}")
-            if pair.image is not None and pair.image not in checked_pictures:
-                _check_picture(pair.image, f"{file}:{number}")
-                checked_pictures.add(pair.image)
-            pairs.append(pair)
-        if len(pairs) == before:
-            raise ValueError(f"{file} is empty; it should hold one minimal pair a line.")
+    for file, where, row in json_rows(path):
+        pair = _parse(row, file, where)
+        if pair.image is not None and pair.image not in checked_pictures:
+            _check_picture(pair.image, where)
+            checked_pictures.add(pair.image)
+        pairs.append(pair)
     return pairs
 
 
-def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers, from 1, and lines that are not blank."""
-    opener = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is not a whole gzip file ({error}); compress or download it again.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
-
-
-def _parse_line(line: str, file: Path, where: str) -> MinimalPair:
-    """One line as a pair; `where` is `file:line`, for messages and as the cluster of a pair that names none."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a line must be a JSON object, with sentence_good and sentence_bad.")
-    for field in ("sentence_good", "sentence_bad"):
-        if field not in row:
-            raise ValueError(f"{where}: the field {field} is missing; is this a file of minimal pairs?")
-        if not isinstance(row[field], str) or not row[field].strip():
-            raise ValueError(f"{where}: the field {field} must be a sentence, not {row[field]!r}.")
+def _parse(row: dict, file: Path, where: str) -> MinimalPair:
+    """One row as a pair; `where` is `file:line`, for messages and as the cluster of a pair that names none."""
+    good, bad = (text_field(row, name, where) for name in ("sentence_good", "sentence_bad"))
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         raise ValueError(f"{where}: the field image must be the path of a picture, not {image!r}.")
     return MinimalPair(
-        good=row["sentence_good"],
-        bad=row["sentence_bad"],
+        good=good,
+        bad=bad,
         uid=file_stem(file) if row.get("UID") is None else str(row["UID"]),
         image=None if image is None else file.parent / image,
         pair=where if row.get("pair") is None else str(row["pair"]),
@@ -149,31 +92,6 @@ def _check_picture(image: Path, where: str) -> None:
             picture.verify()
     except (OSError, SyntaxError) as error:  # what Pillow raises for files that it cannot read
         raise ValueError(f"{where}: the picture {image} cannot be read ({error}).") from error
-
-
-def takes_pictures(model: PreTrainedModel) -> bool:
-    """Whether the model takes pictures; a language-only model does not."""
-    return model.config.model_type == BabylmVlmConfig.model_type
-
-
-def picture_features(
-    model: PreTrainedModel, processor: ProcessorMixin, pairs: Sequence[MinimalPair]
-) -> dict[Path, torch.Tensor]:
-    """Pooled vision features of every picture in `pairs`, each computed once.
-
-    They depend on the frozen tower alone, so all models of a sweep share them.
-
-    Returns:
-        for each picture its features (g*g, vision_hidden_size), fp32, on the CPU; nothing for pairs of text alone.
-
-    Raises:
-        FileNotFoundError, ValueError: a picture is missing or cannot be read.
-    """
-    paths = list(dict.fromkeys(pair.image for pair in pairs if pair.image is not None))
-    if not paths:
-        return {}
-    pooled = data_features.picture_features(model, processor.image_processor, paths)
-    return dict(zip(paths, pooled, strict=True))
 
 
 def score_pairs(
@@ -199,17 +117,5 @@ def score_pairs(
     Returns:
         (n, 2) float64: column 0 the good sentences, column 1 the bad ones, nats.
     """
-    scores = np.empty((len(pairs), 2), dtype=np.float64)
-    looks = takes_pictures(model)
-    grounded = [i for i, pair in enumerate(pairs) if looks and pair.image is not None]
-    text_only = [i for i, pair in enumerate(pairs) if not (looks and pair.image is not None)]
-    if grounded and features is None:
-        features = picture_features(model, processor, [pairs[i] for i in grounded])
-    for chosen in (grounded, text_only):
-        if not chosen:
-            continue
-        sentences = [pairs[i].good for i in chosen] + [pairs[i].bad for i in chosen]
-        pictures = [features[pairs[i].image] for i in chosen] * 2 if chosen is grounded else None
-        both = sequence_scores(model, processor, sentences, pictures, batch_tokens, progress)
-        scores[chosen] = both.reshape(2, len(chosen)).T
-    return scores
+    scores = score_choices(model, processor, pairs, features, batch_tokens, progress)
+    return np.array(scores, dtype=np.float64).reshape(len(pairs), 2)

@@ -1,33 +1,46 @@
-r"""Accuracy on minimal pairs, with its uncertainty.
+r"""Accuracy on choices between texts, with its uncertainty, and paired comparisons of two models.
 
-Let g_i and b_i be the log-probabilities of the good and the bad sentence of pair i. The pair is worth
+Let g_i be the log-probability of the right text of item i, and m_i the highest of all its texts. The item is worth
 
-    c_i = 1   if g_i > b_i
-    c_i = 1/2 if g_i = b_i        (a tie: a model without a preference is at chance)
-    c_i = 0   if g_i < b_i, or if either is not finite (a failure is never a success).
+    c_i = 1    if only g_i = m_i
+    c_i = 1/t  if t texts share m_i = g_i   (a tie: of two texts one half, what a model without a preference deserves)
+    c_i = 0    if g_i < m_i, or if any score is not finite (a failure is never a success).
 
-The accuracy of a paradigm u is a_u = mean of c_i over its pairs; the reported accuracy is the macro average over the U
-paradigms, a = (1/U) Σ_u a_u, so that large paradigms do not outweigh small ones.
+The official rule of the BabyLM pipeline is c_i = 1 where `argmax` of the fp32 scores is the right text, which stands
+first: a tie counts as right, and so does an item whose scores are all NaN.
+
+The accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
+paradigms, a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G
+groups, it is the mean over groups of the mean over their paradigms.
 
 Interval: percentile bootstrap of a (Efron and Tibshirani 1993, chapter 13). In each resample, every paradigm with K
-clusters (pairs that share a `pair` id; others are alone) draws K of its clusters with replacement, and a_u is the sum
-of c_i over the drawn clusters divided by their number of pairs. The paradigms themselves are not resampled: they are
-the benchmark. A paradigm whose pairs are all right (or all wrong) has an interval of zero width, as always with the
+clusters (items that share a `pair` id; others are alone) draws K of its clusters with replacement, and a_u is the sum
+of c_i over the drawn clusters divided by their number of items. The paradigms themselves are not resampled: they are
+the benchmark. A paradigm whose items are all right (or all wrong) has an interval of zero width, as always with the
 bootstrap: read it with the number of items.
 
+Test: of no difference between models A and B, by randomisation (ibid., chapter 15). If A and B were the same,
+exchanging their results on a cluster would change nothing; p is how often |a_A − a_B| after such exchanges, each with
+probability 1/2, is at least the observed one.
+
 Clusters with the same sum and size cannot be told apart, so drawing K clusters is drawing from a multinomial over the
-few distinct kinds of cluster: the same distribution as resampling item by item, at a fraction of the work.
+few distinct kinds of cluster, and exchanging them is a binomial: the same distribution at a fraction of the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 
-from .minimal_pairs import MinimalPair
-
-CHANCE = 0.5
 INTERVAL_PERCENT = 95
+
+
+class Clustered(Protocol):
+    """What a statistic knows of an item: its paradigm and its cluster."""
+
+    uid: str
+    pair: str
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,9 @@ class Accuracy:
         accuracy: between 0 and 1.
         interval: its 95 % bootstrap interval.
         chance: what guessing gives.
-        items: number of pairs.
-        ties: pairs whose two finite scores are equal; each counts one half.
-        nonfinite: pairs with a score that is NaN or infinite; each counts as wrong.
+        items: number of items.
+        ties: items whose highest finite score is shared.
+        nonfinite: items with a score that is NaN or infinite.
         paradigms: the same for every paradigm, by UID.
     """
 
@@ -70,47 +83,58 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of model A minus accuracy of model B on the same pairs, with its 95 % bootstrap interval."""
+    """A statistic of model A minus that of model B on the same items, its 95 % interval, and p of no difference."""
 
     difference: float
     interval: tuple[float, float]
     items: int
+    p_value: float
 
     def to_dict(self) -> dict:
         """Plain lists, dicts and numbers, for JSON."""
         return _listed(asdict(self))
 
 
-def accuracy(scores: np.ndarray, pairs: Sequence[MinimalPair], resamples: int = 2000, seed: int = 0) -> Accuracy:
+def accuracy(
+    scores: np.ndarray | Sequence[np.ndarray],
+    items: Sequence[Clustered],
+    resamples: int = 2000,
+    seed: int = 0,
+    group_of: Callable[[str], str] | None = None,
+    official: bool = False,
+) -> Accuracy:
     """Macro-average accuracy with its interval; formulae at the top of this file.
 
     Args:
-        scores: (n, 2) log-probabilities of the good and the bad sentences, as `score_pairs` gives them.
-        pairs: the n pairs they belong to.
+        scores: for each of n items the log-probabilities of its texts, the right one first: (n, k), or n arrays.
+        items: minimal pairs, or other items that they belong to.
         resamples: number of bootstrap resamples.
         seed: of the resampling.
+        group_of: the group of a paradigm; by default each is alone in its own.
+        official: count ties and failures as the official pipeline does.
 
     Raises:
-        ValueError: no pairs, or scores of another shape.
+        ValueError: no items, or scores of another shape.
     """
-    credit, ties, nonfinite = _credit(scores, pairs)
-    members = _paradigm_members(pairs)
-    resampled = _resample(credit, pairs, members, resamples, seed)
+    credit, ties, nonfinite, chance = _credit(scores, items, official)
+    members = paradigm_members(items)
+    weights = _weights(members, group_of)
+    resampled = _resample(credit, items, members, resamples, seed)
     paradigms = {
         uid: Paradigm(
-            accuracy=float(credit[items].mean()),
-            interval=_interval(resampled[row]),
-            items=len(items),
-            ties=int(ties[items].sum()),
-            nonfinite=int(nonfinite[items].sum()),
+            accuracy=float(credit[inside].mean()),
+            interval=interval(resampled[row]),
+            items=len(inside),
+            ties=int(ties[inside].sum()),
+            nonfinite=int(nonfinite[inside].sum()),
         )
-        for row, (uid, items) in enumerate(members.items())
+        for row, (uid, inside) in enumerate(members.items())
     }
     return Accuracy(
-        accuracy=_macro(credit, members),
-        interval=_interval(resampled.mean(axis=0)),
-        chance=CHANCE,
-        items=len(pairs),
+        accuracy=_macro(credit, members, weights),
+        interval=interval(weights @ resampled),
+        chance=_macro(chance, members, weights),
+        items=len(items),
         ties=int(ties.sum()),
         nonfinite=int(nonfinite.sum()),
         paradigms=paradigms,
@@ -118,77 +142,126 @@ def accuracy(scores: np.ndarray, pairs: Sequence[MinimalPair], resamples: int = 
 
 
 def difference_interval(
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    pairs: Sequence[MinimalPair],
+    scores_a: np.ndarray | Sequence[np.ndarray],
+    scores_b: np.ndarray | Sequence[np.ndarray],
+    items: Sequence[Clustered],
     resamples: int = 2000,
     seed: int = 0,
+    group_of: Callable[[str], str] | None = None,
+    official: bool = False,
 ) -> Difference:
-    """Accuracy of A minus accuracy of B with its interval, paired over items.
+    """Accuracy of A minus accuracy of B with its interval and test, paired over items.
 
     The same bootstrap as in `accuracy`, with d_i = c_i(A) − c_i(B) in place of c_i: both models are always compared on
-    the same resampled pairs, so what makes a pair easy or hard for both drops out.
+    the same resampled items, so what makes an item easy or hard for both drops out.
 
     Args:
-        scores_a, scores_b: (n, 2) log-probabilities under the two models.
-        pairs: the n pairs they belong to.
-        resamples: number of bootstrap resamples.
-        seed: of the resampling.
+        scores_a, scores_b: scores under the two models, as in `accuracy`, as are the other arguments.
     """
-    difference = _credit(scores_a, pairs)[0] - _credit(scores_b, pairs)[0]
-    members = _paradigm_members(pairs)
-    resampled = _resample(difference, pairs, members, resamples, seed)
-    return Difference(_macro(difference, members), _interval(resampled.mean(axis=0)), len(pairs))
+    difference = _credit(scores_a, items, official)[0] - _credit(scores_b, items, official)[0]
+    members = paradigm_members(items)
+    weights = _weights(members, group_of)
+    resampled = _resample(difference, items, members, resamples, seed)
+    observed = _macro(difference, members, weights)
+    exchanged = weights @ _exchange(difference, items, members, resamples, seed)
+    return Difference(observed, interval(weights @ resampled), len(items), p_value(observed, exchanged))
 
 
-def _credit(scores: np.ndarray, pairs: Sequence[MinimalPair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For n pairs: c_i (n,) in {0, 1/2, 1}, and two boolean arrays (n,), tied and not finite."""
-    scores = np.asarray(scores)
-    if not len(pairs):
-        raise ValueError("there are no minimal pairs to take an accuracy of.")
-    if scores.shape != (len(pairs), 2):
-        raise ValueError(f"{len(pairs)} minimal pairs need scores of shape ({len(pairs)}, 2), not {scores.shape}.")
-    nonfinite = ~np.isfinite(scores).all(axis=1)
-    good, bad = scores.T
-    ties = (good == bad) & ~nonfinite
-    credit = np.where(ties, 0.5, (good > bad).astype(np.float64))
-    credit[nonfinite] = 0.0
-    return credit, ties, nonfinite
+def p_value(observed: float, under_no_difference: np.ndarray) -> float:
+    """Two-sided p, the observation counted as one more resample, so that it is never 0."""
+    extreme = np.abs(under_no_difference) >= abs(observed) - 1e-12
+    return float((1 + extreme.sum()) / (1 + len(under_no_difference)))
 
 
-def _paradigm_members(pairs: Sequence[MinimalPair]) -> dict[str, np.ndarray]:
-    """Indices of the pairs of every paradigm, by UID, in order of first appearance."""
-    members: dict[str, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        members.setdefault(pair.uid, []).append(i)
-    return {uid: np.array(items) for uid, items in members.items()}
-
-
-def _macro(values: np.ndarray, members: dict[str, np.ndarray]) -> float:
-    """Mean over paradigms of the paradigm's mean."""
-    return float(np.mean([values[items].mean() for items in members.values()]))
-
-
-def _resample(
-    values: np.ndarray, pairs: Sequence[MinimalPair], members: dict[str, np.ndarray], resamples: int, seed: int
-) -> np.ndarray:
-    """Bootstrapped mean of `values` in every paradigm: (paradigms, resamples)."""
-    generator = np.random.default_rng(seed)
-    means = np.empty((len(members), resamples))
-    for row, items in enumerate(members.values()):
-        _, cluster_of = np.unique([pairs[i].pair for i in items], return_inverse=True)
-        sums, sizes = np.bincount(cluster_of, weights=values[items]), np.bincount(cluster_of)
-        kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-        drawn = generator.multinomial(len(sums), counts / len(sums), size=resamples)  # (resamples, kinds)
-        means[row] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
-    return means
-
-
-def _interval(resampled: np.ndarray) -> tuple[float, float]:
+def interval(resampled: np.ndarray) -> tuple[float, float]:
     """The central 95 % of resampled values (resamples,)."""
     tail = (100 - INTERVAL_PERCENT) / 2
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def official_choice(scores: Sequence[float]) -> int:
+    """Index of the text that the official pipeline takes: the first of the highest fp32 scores, or the first NaN."""
+    return int(np.argmax(np.asarray(scores, dtype=np.float32)))
+
+
+def paradigm_members(items: Sequence[Clustered]) -> dict[str, np.ndarray]:
+    """Indices of the items of every paradigm, by UID, in order of first appearance."""
+    members: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        members.setdefault(item.uid, []).append(i)
+    return {uid: np.array(inside) for uid, inside in members.items()}
+
+
+def _credit(
+    scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For n items: c_i (n,) in [0, 1], two boolean arrays (n,), tied and not finite, and each item's chance level."""
+    if not len(items):
+        raise ValueError("there are no minimal pairs or other items to take an accuracy of.")
+    if len(scores) != len(items):
+        raise ValueError(f"{len(items)} items need {len(items)} rows of scores, not {len(scores)}.")
+    sizes = np.array([len(row) for row in scores])
+    values = np.full((len(items), sizes.max()), -np.inf)
+    given = np.arange(sizes.max()) < sizes[:, None]
+    values[given] = np.concatenate([np.asarray(row, dtype=np.float64) for row in scores])
+    nonfinite = ~(np.isfinite(values) | ~given).all(axis=1)
+    best = np.max(values, axis=1)
+    sharing = (values == best[:, None]).sum(axis=1)
+    ties = (sharing > 1) & ~nonfinite
+    if official:
+        credit = (np.argmax(values.astype(np.float32), axis=1) == 0).astype(np.float64)
+    else:
+        credit = np.where(values[:, 0] == best, 1 / np.maximum(sharing, 1), 0.0)
+        credit[nonfinite] = 0.0
+    return credit, ties, nonfinite, 1 / sizes
+
+
+def _weights(members: dict[str, np.ndarray], group_of: Callable[[str], str] | None) -> np.ndarray:
+    """(U,) weight of each paradigm in the macro average; they sum to 1."""
+    groups = [group_of(uid) if group_of else uid for uid in members]
+    return np.array([1 / (len(set(groups)) * groups.count(group)) for group in groups])
+
+
+def _macro(values: np.ndarray, members: dict[str, np.ndarray], weights: np.ndarray) -> float:
+    """Weighted mean over paradigms of the paradigm's mean."""
+    return float(weights @ [values[inside].mean() for inside in members.values()])
+
+
+def _clusters(
+    values: np.ndarray, items: Sequence[Clustered], inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The kinds of cluster in a paradigm: sum of their values, number of items, and how many are of each kind."""
+    _, cluster_of = np.unique([items[i].pair for i in inside], return_inverse=True)
+    sums, sizes = np.bincount(cluster_of, weights=values[inside]), np.bincount(cluster_of)
+    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
+    return kinds[:, 0], kinds[:, 1], counts
+
+
+def _resample(
+    values: np.ndarray, items: Sequence[Clustered], members: dict[str, np.ndarray], resamples: int, seed: int
+) -> np.ndarray:
+    """Bootstrapped mean of `values` in every paradigm: (paradigms, resamples)."""
+    generator = np.random.default_rng(seed)
+    means = np.empty((len(members), resamples))
+    for row, inside in enumerate(members.values()):
+        sums, sizes, counts = _clusters(values, items, inside)
+        drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples)  # (resamples, kinds)
+        means[row] = (drawn @ sums) / (drawn @ sizes)
+    return means
+
+
+def _exchange(
+    differences: np.ndarray, items: Sequence[Clustered], members: dict[str, np.ndarray], resamples: int, seed: int
+) -> np.ndarray:
+    """Mean of `differences` in every paradigm after random exchanges of the models: (paradigms, resamples)."""
+    generator = np.random.default_rng(seed)
+    means = np.empty((len(members), resamples))
+    for row, inside in enumerate(members.values()):
+        sums, _, counts = _clusters(differences, items, inside)
+        kept = generator.binomial(counts, 0.5, size=(resamples, len(counts)))
+        means[row] = (2 * kept - counts) @ sums / len(inside)
+    return means
 
 
 def _listed(value):

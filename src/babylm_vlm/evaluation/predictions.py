@@ -1,0 +1,74 @@
+"""Predictions as the official BabyLM pipeline writes them, so that its collation script and the leaderboard read them.
+
+The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json. The collated file of the main revision holds
+the predictions on the full data; the official script adds age of acquisition, GLUE, and the scores of earlier
+checkpoints on the fast data, where these are in the same tree.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .choices import Item
+from .minimal_pairs import MinimalPair
+from .output import write_whole
+from .statistics import official_choice
+from .tasks import COMPS, READING, WUG_ADJ, WUG_PAST, Outcome, Task
+from .wug import first_form_probability
+
+COLLATED = "all_full_preds_and_fast_scores_causal.json"
+# Number of items of every subset of the full data; one number stands for a task that is its own only subset.
+SIZES = json.loads((Path(__file__).parent / "official_sizes.json").read_text(encoding="utf-8"))
+
+
+def official_predictions(task: Task, items: Sequence[Item | MinimalPair], outcomes: Sequence[Outcome]) -> dict:
+    """`{subset: {"predictions": [{"id", "pred", …}]}}` of a task."""
+    subsets: dict[str, dict[str, list]] = {}
+    for number, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+        rows = subsets.setdefault(item.uid, {"predictions": []})["predictions"]
+        if task is READING:
+            before = outcome.scores[1] if len(outcome.scores) > 1 else math.nan
+            rows.append({"id": number, "pred": outcome.scores[0], "prev_pred": before})
+            continue
+        prefix, completion = item.options[official_choice(outcome.scores)]
+        row = {"id": f"{item.uid}_{len(rows)}", "pred": prefix + completion if task is COMPS else completion}
+        if task in (WUG_ADJ, WUG_PAST):
+            row["prob"] = first_form_probability(outcome.scores)
+        rows.append(row)
+    return subsets
+
+
+def write_predictions(output_dir: Path, model: str, revision: str | None, task: Task, folder: str, made: dict) -> None:
+    """Write the predictions of a task into the tree."""
+    place = Path(output_dir) / Path(model).stem / (revision or "main") / "zero_shot" / "causal" / task.name
+    if task.name == "blimp_supplement":
+        place = place.with_name("blimp")
+    if task is not READING:
+        place /= folder
+    write_whole(place / "predictions.json", json.dumps(made).encode())
+
+
+def write_collated(output_dir: Path, model: str, made: dict[str, dict]) -> list[str]:
+    """Write the collated file of the full data.
+
+    Args:
+        made: predictions by official task name.
+
+    Returns:
+        one sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
+    """
+    path = Path(output_dir) / Path(model).stem / COLLATED
+    write_whole(path, json.dumps(made).encode())
+    notes = [f"{COLLATED}: {name} is missing." for name in SIZES if name not in made]
+    for name, subsets in made.items():
+        wanted = SIZES[name] if isinstance(SIZES[name], dict) else dict.fromkeys(subsets, SIZES[name])
+        sizes = {subset.lower(): len(rows["predictions"]) for subset, rows in subsets.items()}
+        wrong = [subset for subset in wanted if sizes.get(subset) != wanted[subset]]
+        if wrong:
+            first = wrong[0]
+            notes.append(
+                f"{COLLATED}: {len(wrong)} of {len(wanted)} subsets of {name} have not the official number of items, "
+                f"such as {first} with {sizes.get(first, 0)} instead of {wanted[first]}."
+            )
+    return notes

@@ -1,0 +1,127 @@
+"""Reading times (de Varda et al. 2024): how much do a model's surprisals add to predicting them?
+
+A row of the CSV is a word in its context with its reading measures. A score is the gain in explained variance of an
+ordinary regression when the word's surprisal joins the baseline, 100 · (R²_with − R²_base) / (1 − R²_base). The
+baseline holds word frequency, length, context length, and their pairwise products; for self-paced reading also the
+previous word's length and surprisal (spill-over). Eye tracking is the mean over four measures.
+
+Surprisal is −log p(" " + word | context). The official rule differs: word and context are tokenized apart, and the
+tokens after a word's first one are decoded, tokenized again by themselves, and their first token is taken. Where the
+tokenizer puts a space in front of a text, that scores other tokens than the word's.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from .choices import Item
+from .engine import Request, score_requests
+from .rows import data_files, number_field, numbered_lines
+from .scoring import make_requests, sums
+
+SUFFIXES = (".csv", ".csv.gz")
+EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
+SELF_PACED = "self_paced_reading_time"
+PREDICTORS = ("Subtlex_log10", "length", "context_length")
+
+
+def read(path: Path) -> list[Item]:
+    """One item a word; `options` are (context, word) of the word and, where there is one, of the word before it.
+
+    Words of a sentence are one cluster. Missing numbers are NaN. Errors as `data_files` and `numbered_lines`, or a
+    column is missing or malformed.
+    """
+    items = []
+    for file in data_files(Path(path), SUFFIXES):
+        for number, row in enumerate(csv.DictReader(line for _, line in numbered_lines(file)), start=2):
+            where = f"{file}:{number}"
+            for name in ("item", "word", "prev_item", "prev_word", "sent_id"):
+                if row.get(name) is None:
+                    raise ValueError(f"{where}: the column {name} is missing; is this the reading data?")
+            # An empty context is the word "None", which was lost when the published file was made.
+            options = ((row["item"] or "None", row["word"]),)
+            if row["prev_item"]:
+                options += ((row["prev_item"], row["prev_word"]),)
+            names = (*EYE_TRACKING, SELF_PACED, *PREDICTORS, "prev_length")
+            filled = {name: value or "nan" for name, value in row.items() if name is not None}
+            facts = {name: number_field(filled, name, where) for name in names}
+            items.append(Item("reading", row["sent_id"], options, facts=facts))
+    return items
+
+
+def surprisals(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    batch_tokens: int = 4096,
+    progress: bool = True,
+    official: bool = False,
+) -> list[np.ndarray]:
+    """−log p (nats) of each item's word, and of the word before it if there is one: n arrays (1,) or (2,)."""
+    texts = [option for item in items for option in item.options]
+    if official:
+        tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+        parts = [official_requests(tokenizer, *text) for text in texts]
+        scores = score_requests(model, [part for word in parts for part in word], (), batch_tokens, progress)
+        totals = np.add.reduceat(sums(scores), np.cumsum([0, *(len(word) for word in parts[:-1])]))
+    else:
+        requests, _ = make_requests(model, processor, [(context, " " + word) for context, word in texts])
+        totals = sums(score_requests(model, requests, (), batch_tokens, progress))
+    return np.split(-totals, np.cumsum([len(item.options) for item in items])[:-1])
+
+
+def official_requests(tokenizer: PreTrainedTokenizerBase, context: str, word: str) -> list[Request]:
+    """What the official pipeline scores for a word: for each of its tokens, one token after the text so far."""
+    requests = []
+    first = tokenizer(word, add_special_tokens=False)["input_ids"]
+    for place, token in enumerate(first):
+        piece = tokenizer.decode(token)
+        target = token if place == 0 else tokenizer(piece, add_special_tokens=False)["input_ids"][0]
+        before = tokenizer(context)["input_ids"]
+        requests.append(Request((*before, target), (len(before),)))
+        context += piece
+    return requests
+
+
+def gains(scores: Sequence[Sequence[float]], items: Sequence[Item], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`reading_eye_tracking` and `reading_self_paced` in every resample: {score: (R,)}, percent.
+
+    Args:
+        scores: n surprisals of the word, followed by that of the word before it where there is one.
+        items: anything with the `facts` of the n items.
+        counts: (R, n) how often each item is in each resample.
+    """
+    table = {name: np.array([item.facts[name] for item in items]) for name in items[0].facts}
+    surprisal = np.array([row[0] for row in scores])
+    before = np.array([row[1] if len(row) > 1 else np.nan for row in scores])
+    eye_base = [table[name] for name in PREDICTORS]
+    eye = [_gain(table[measure], eye_base, surprisal, counts) for measure in EYE_TRACKING]
+    self_paced = _gain(table[SELF_PACED], [*eye_base, table["prev_length"], before], surprisal, counts)
+    return {"reading_eye_tracking": np.mean(eye, axis=0), "reading_self_paced": self_paced}
+
+
+def _gain(measure: np.ndarray, base: list[np.ndarray], surprisal: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """100 · (R²_with − R²_base) / (1 − R²_base), (R,), over the items where nothing is missing."""
+    products = [base[i] * base[j] for i in range(len(base)) for j in range(i + 1, len(base))]
+    columns = np.stack([*base, *products, surprisal, measure], axis=1)
+    known = np.isfinite(columns).all(axis=1)
+    if known.sum() <= columns.shape[1]:
+        return np.zeros(len(counts))
+    columns = columns[known] - columns[known].mean(axis=0)
+    columns /= np.where(columns.std(axis=0) > 0, columns.std(axis=0), 1)
+    table = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)  # (n, q): 1, base, surprisal, measure
+    moments = np.einsum("ni,nj->nij", table, table).reshape(len(table), -1)
+    moments = (counts[:, known] @ moments).reshape(len(counts), table.shape[1], table.shape[1])
+    unexplained = [_residual(moments, list(range(table.shape[1] - extra))) for extra in (2, 1)]
+    return 100 * (1 - unexplained[1] / unexplained[0])  # = 100 · (R²m − R²b) / (1 − R²b): the total variance cancels
+
+
+def _residual(moments: np.ndarray, predictors: list[int]) -> np.ndarray:
+    """Residual sum of squares, (R,), of the last column regressed on the predictors, from X'X (R, q, q)."""
+    cross = moments[:, predictors, -1]
+    inner = moments[:, predictors][:, :, predictors]
+    solved = (np.linalg.pinv(inner, hermitian=True) @ cross[:, :, None])[:, :, 0]
+    return moments[:, -1, -1] - (cross * solved).sum(axis=1)

@@ -1,0 +1,249 @@
+"""The tasks of the BabyLM suite that need no training, and which folder holds which.
+
+A task reads a folder into items, scores them, and turns what came out into numbers. Everything that is not in
+`FOLDERS` is a folder of the user's own minimal pairs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from . import comps, entity_tracking, ewok, reading, wug
+from .choices import Item, score_choices
+from .minimal_pairs import MinimalPair, read_pairs
+from .rows import SUFFIXES, file_stem
+from .statistics import Difference, accuracy, difference_interval, interval
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is kept of an item: its paradigm and cluster, its scores (nats), and the facts that its statistic needs."""
+
+    uid: str
+    pair: str
+    scores: tuple[float, ...]
+    facts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How numbers are made of outcomes: by which rule for ties and failures, and with which resamples."""
+
+    official: bool = False
+    resamples: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+        name: as in the official predictions.
+        read: folder or file to items.
+        score: (model, processor, items, batch_tokens=, progress=, official=) to an array of scores for each item.
+        measure: (folder's name, outcomes, sampling) to one row of `results.json` per number, by name.
+        compare: the same for two models: (folder's name, outcomes of A, of B, sampling) to a `Difference` per number.
+        suffixes: of its files.
+    """
+
+    name: str
+    read: Callable[[Path], list[Item] | list[MinimalPair]]
+    score: Callable[..., list[np.ndarray]]
+    measure: Callable[[str, Sequence[Outcome], Sampling], dict[str, dict]]
+    compare: Callable[[str, Sequence[Outcome], Sequence[Outcome], Sampling], dict[str, Difference]]
+    suffixes: tuple[str, ...] = SUFFIXES
+
+
+def _measure_choices(
+    name: str,
+    outcomes: Sequence[Outcome],
+    sampling: Sampling,
+    group_of: Callable[[str], str] | None = None,
+) -> dict[str, dict]:
+    scores = [outcome.scores for outcome in outcomes]
+    found = accuracy(scores, outcomes, sampling.resamples, sampling.seed, group_of, sampling.official).to_dict()
+    paradigms = {uid: {"value": row.pop("accuracy"), **row} for uid, row in found.pop("paradigms").items()}
+    return {name: {"metric": "accuracy", "value": found.pop("accuracy"), **found, "paradigms": paradigms}}
+
+
+def _compare_choices(
+    name: str,
+    a: Sequence[Outcome],
+    b: Sequence[Outcome],
+    sampling: Sampling,
+    group_of: Callable[[str], str] | None = None,
+) -> dict[str, Difference]:
+    scores = [[outcome.scores for outcome in outcomes] for outcomes in (a, b)]
+    found = difference_interval(*scores, a, sampling.resamples, sampling.seed, group_of, sampling.official)
+    return {name: found}
+
+
+Statistic = Callable[[str, Sequence[Outcome], np.ndarray], dict[str, np.ndarray]]
+
+
+def _correlation(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
+    ratios = [outcome.facts["ratio"] for outcome in outcomes]
+    return {name: wug.correlation([outcome.scores for outcome in outcomes], ratios, counts)}
+
+
+def _gains(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
+    return reading.gains([outcome.scores for outcome in outcomes], outcomes, counts)
+
+
+def _measure(
+    name: str, outcomes: Sequence[Outcome], sampling: Sampling, statistic: Statistic, metric: str
+) -> dict[str, dict]:
+    """A statistic over all items, with its bootstrap interval."""
+    once = np.ones((1, len(outcomes)), dtype=np.int64)
+    values = statistic(name, outcomes, once)
+    resampled = statistic(name, outcomes, _bootstrap_counts(outcomes, sampling))
+    scores = [outcome.scores for outcome in outcomes]
+    tied = [row[0] == row[1] for row in scores] if metric == "spearman" else []
+    failed = [not np.isfinite(row).all() for row in scores]
+    counted = {"items": len(outcomes), "ties": int(sum(tied)), "nonfinite": int(sum(failed))}
+    return {
+        key: {
+            "metric": metric,
+            "value": float(value[0]),
+            "interval": list(interval(resampled[key])),
+            "chance": 0.0,
+            **counted,
+            "paradigms": {},
+        }
+        for key, value in values.items()
+    }
+
+
+def _compare(
+    name: str, a: Sequence[Outcome], b: Sequence[Outcome], sampling: Sampling, statistic: Statistic
+) -> dict[str, Difference]:
+    """The difference of a statistic with its paired bootstrap interval; p is twice how often a resample crosses 0."""
+    once, counts = np.ones((1, len(a)), dtype=np.int64), _bootstrap_counts(a, sampling)
+    observed, resampled = ([statistic(name, outcomes, times) for outcomes in (a, b)] for times in (once, counts))
+    found = {}
+    for key in observed[0]:
+        differences = resampled[0][key] - resampled[1][key]
+        crossing = min((differences <= 0).sum(), (differences >= 0).sum())
+        p = min(1.0, 2 * (1 + crossing) / (1 + len(differences)))
+        value = float(observed[0][key][0] - observed[1][key][0])
+        found[key] = Difference(value, interval(differences), len(a), float(p))
+    return found
+
+
+def _bootstrap_counts(outcomes: Sequence[Outcome], sampling: Sampling) -> np.ndarray:
+    """(R, n): how often each item is in each resample of clusters."""
+    generator = np.random.default_rng(sampling.seed)
+    names, cluster_of = np.unique([outcome.pair for outcome in outcomes], return_inverse=True)
+    drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=sampling.resamples)
+    return drawn[:, cluster_of]
+
+
+_accuracy = {"score": score_choices, "measure": _measure_choices, "compare": _compare_choices}
+_by_split = {
+    "measure": partial(_measure_choices, group_of=entity_tracking.split_of),
+    "compare": partial(_compare_choices, group_of=entity_tracking.split_of),
+}
+_spearman = {
+    "read": wug.read,
+    "score": score_choices,
+    "measure": partial(_measure, statistic=_correlation, metric="spearman"),
+    "compare": partial(_compare, statistic=_correlation),
+}
+
+MINIMAL_PAIRS = Task("minimal_pairs", read_pairs, **_accuracy)
+BLIMP = Task("blimp", read_pairs, **_accuracy)
+SUPPLEMENT = Task("blimp_supplement", read_pairs, **_accuracy)
+EWOK = Task("ewok", ewok.read, **_accuracy)
+COMPS = Task("comps", comps.read, **_accuracy)
+ENTITY_TRACKING = Task("entity_tracking", entity_tracking.read, **_accuracy | _by_split)
+WUG_ADJ = Task("wug_adj", **_spearman)
+WUG_PAST = Task("wug_past", **_spearman)
+READING = Task(
+    "reading",
+    reading.read,
+    reading.surprisals,
+    partial(_measure, statistic=_gains, metric="r2_gain"),
+    partial(_compare, statistic=_gains),
+    reading.SUFFIXES,
+)
+
+FOLDERS = {
+    "blimp_filtered": BLIMP,
+    "blimp_fast": BLIMP,
+    "supplement_filtered": SUPPLEMENT,
+    "supplement_fast": SUPPLEMENT,
+    "ewok_filtered": EWOK,
+    "ewok_fast": EWOK,
+    "entity_tracking": ENTITY_TRACKING,
+    "entity_tracking_fast": ENTITY_TRACKING,
+    "wug_adj_nominalization": WUG_ADJ,
+    "wug_past_tense": WUG_PAST,
+    "comps": COMPS,
+    "reading": READING,
+}
+BY_NAME = {task.name: task for task in (MINIMAL_PAIRS, *FOLDERS.values())}
+# Folders of the official layout that are not measured here.
+SKIPPED = {
+    "glue_filtered": "GLUE needs fine-tuning",
+    "vqa_filtered": "VQA is not supported yet",
+    "winoground_filtered": "Winoground is not supported yet",
+    "cdi_childes": "age of acquisition is not supported yet",
+}
+
+
+def task_of(path: Path) -> Task:
+    """The task of a folder, or of a file, known by the name of its folder."""
+    folder = path if path.is_dir() else path.parent
+    return FOLDERS.get(folder.resolve().name, MINIMAL_PAIRS)
+
+
+def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    """Tasks in a data folder: subfolders that hold benchmark files, or such files, by name.
+
+    Args:
+        data: the folder; if it holds benchmark files itself, it is by default one task, named after the folder.
+        names: which tasks to take (subfolders, official task names such as `blimp`, or files without their suffix); by
+            default all subfolders but those in `SKIPPED`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or holds no such task.
+    """
+    data = Path(data)
+    if not data.exists():
+        raise FileNotFoundError(f"the data folder {data} does not exist.")
+    if data.is_file():
+        tasks, inside = {file_stem(data): data}, {}
+    else:
+        tasks = {data.resolve().name: data} if _holds_task(data) else {}
+        inside = {folder.name: folder for folder in sorted(data.iterdir()) if _holds_task(folder)}
+    if names is None:
+        found = tasks or {name: folder for name, folder in inside.items() if name not in SKIPPED}
+        if not found:
+            raise FileNotFoundError(
+                f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files of a task; of the official data "
+                "name evaluation_data/full_eval or evaluation_data/fast_eval."
+            )
+        return found
+    if data.is_dir():
+        suffixes = task_of(data).suffixes
+        inside |= {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(suffixes)}
+    known = tasks | inside
+    chosen = {}
+    for name in names:
+        matching = [name] if name in known else [key for key, path in known.items() if task_of(path).name == name]
+        if not matching:
+            there = ", ".join(known) or "none"
+            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.")
+        for key in matching:
+            if key in SKIPPED:
+                raise ValueError(f"{known[key]} cannot be measured: {SKIPPED[key]}.")
+            chosen[key] = known[key]
+    return chosen
+
+
+def _holds_task(path: Path) -> bool:
+    return path.is_dir() and any(file.name.endswith(task_of(path).suffixes) for file in path.iterdir())
