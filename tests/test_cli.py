@@ -38,6 +38,8 @@ per_device_train_batch_size: 2
 disable_tqdm: true
 """
 
+COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
@@ -89,7 +91,7 @@ def test_the_installed_command_lists_the_commands(tmp_path):
     installed = Path(sys.executable).with_name("babylm-vlm")
     done = subprocess.run([installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
-    for name in ("demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"):
+    for name in COMMANDS:
         assert f" {name} " in done.stdout
 
 
