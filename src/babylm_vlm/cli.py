@@ -1,6 +1,8 @@
 """The command table. Each command reads its arguments, calls one function of the package and prints what it found."""
 
+import atexit
 import contextlib
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -299,6 +301,7 @@ def _print_steps(rows: list[dict]) -> None:
 
 def main() -> None:
     """Run a command; wrong input ends with one sentence and exit code 1."""
+    atexit.register(gc.freeze)  # at its end Python would search all of torch for garbage, and small merges are short
     try:
         app()
     except (OSError, ValueError) as error:
