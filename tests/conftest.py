@@ -3,7 +3,9 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when a Hugging Face library is first imported
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="babylm-vlm-tests-")
@@ -126,3 +128,21 @@ def grounded_file(tmp_path):
             good, bad = captions if picture == 0 else captions[::-1]
             rows.append(row(good, bad, image=name, pair=number, UID="colour"))
     return write_lines(tmp_path / "grounded" / "pairs.jsonl", rows)
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `babylm-vlm ARGUMENTS` in this process; returns exit code, stdout and stderr."""
+    from babylm_vlm.cli import main
+
+    def run(*arguments: str | os.PathLike) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["babylm-vlm", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        return code or 0, *capsys.readouterr()
+
+    return run

@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from babylm_vlm.cli import main
 from babylm_vlm.evaluation.caption import caption_pictures
 from babylm_vlm.merging import interpolate, linear_plan_yaml
 
@@ -64,20 +63,9 @@ def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
 
 
 @pytest.fixture
-def command(place, monkeypatch, capsys):
-    """Run a command line in this process; returns exit code, stdout and stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["babylm-vlm", *line.split()])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+def command(place, run_command):
+    """Run a command line; returns exit code, stdout and stderr."""
+    return lambda line: run_command(*line.split())
 
 
 def names(folder: Path) -> set[str]:

@@ -5,7 +5,6 @@ Run: pytest tests/test_diagnose.py
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from babylm_vlm.cli import main
 from babylm_vlm.files import sha256
 from babylm_vlm.merging.diagnose import barrier, diagnose, held_out_sentences
 from babylm_vlm.merging.interpolation import read_tensors
@@ -76,6 +74,15 @@ def test_siblings_merge_and_strangers_do_not(trained):
     assert [layer["layer"] for layer in siblings["layers"]] == ["embeddings", "layer 0", "layer 1"]
 
 
+def test_a_model_may_be_stored_in_another_dtype(trained, tmp_path, tiny_tokenizer):
+    exact = diagnose(trained / "child", trained / "sibling", text=trained / "text.txt")
+    half = LlamaForCausalLM.from_pretrained(trained / "sibling", dtype=torch.bfloat16)
+    save(half, tiny_tokenizer, tmp_path / "half", trained / "ancestor")
+    found = diagnose(trained / "child", tmp_path / "half", text=trained / "text.txt")
+    assert found["verdict"] == exact["verdict"]
+    assert [point["loss"] for point in found["path"]] == pytest.approx([p["loss"] for p in exact["path"]], rel=0.02)
+
+
 def test_the_path_ends_at_the_losses_of_the_models_and_alpha_weighs_the_first(trained, tiny_tokenizer):
     found = diagnose(trained / "child", trained / "stranger", text=trained / "text.txt")
     texts = (trained / "text.txt").read_text().splitlines()
@@ -126,20 +133,10 @@ def test_barrier_is_the_excess_over_the_line_between_the_ends():
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(tmp_path, monkeypatch, run_command):
+    """Run `babylm-vlm diagnose …` in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["babylm-vlm", "diagnose", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+    return lambda *arguments: run_command("diagnose", *arguments)
 
 
 def test_command_prints_and_writes(trained, command):

@@ -103,6 +103,18 @@ def test_mixed_dtypes_within_a_model():
     assert_same_bits(dial.model, expected)
 
 
+def test_zeros_have_the_sign_they_have_in_a_merged_file():
+    multimodal, language = models(tied=True)
+    ends = [{name: t.clone() for name, t in model.state_dict().items()} for model in (multimodal, language)]
+    for tensors in ends:
+        tensors["model.norm.weight"].fill_(-0.0)
+    dial = Interpolation(multimodal, *ends)
+    for alpha in (0.3, 1.0):
+        dial.set(alpha)
+        assert_same_bits(dial.model, {"model.norm.weight": interpolate(*ends, alpha)["model.norm.weight"]})
+    assert dial.model.model.norm.weight.signbit().all()  # a copy at the end, 0.0 in between
+
+
 def test_ends_are_exact_even_where_the_other_model_is_not_finite():
     multimodal, language = models(tied=True)
     ends = [{name: t.clone() for name, t in model.state_dict().items()} for model in (multimodal, language)]

@@ -66,7 +66,8 @@ def test_configurations_that_change_the_meaning_of_weights_are_refused(pair, mes
 
 def test_an_older_way_to_write_the_same_configuration_is_accepted(pair):
     change_config("language", rope_parameters=None, rope_theta=10000, rope_scaling=None, head_dim=None)
-    preflight(read_plan("plan.yaml"))
+    steps, weights = preflight(read_plan("plan.yaml"))
+    assert {step.name for step in steps} == weights[0].names | weights[1].names
 
 
 def test_output_embeddings_on_one_side_are_named(pair):

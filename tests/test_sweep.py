@@ -4,7 +4,6 @@ Run: pytest tests/test_sweep.py
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from babylm_vlm.cli import main
 from babylm_vlm.evaluation import accuracy, load_model, read_pairs, score_pairs
 from babylm_vlm.files import sha256
 from babylm_vlm.merging import interpolate, linear_plan_yaml, merge, read_plan
@@ -58,20 +56,9 @@ def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
 
 
 @pytest.fixture
-def command(place, monkeypatch, capsys):
-    """Run `babylm-vlm sweep …` in this process; returns exit code, stdout and stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["babylm-vlm", "sweep", *line.split()])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        return code or 0, *capsys.readouterr()
-
-    return run
+def command(place, run_command):
+    """Run `babylm-vlm sweep …`; returns exit code, stdout and stderr."""
+    return lambda line: run_command("sweep", *line.split())
 
 
 RIGHT = "plan.yaml --data data --tasks grammar,grounded --output-dir out"

@@ -14,6 +14,7 @@ from pair_files import write_lines
 from scipy.stats import spearmanr
 
 from babylm_vlm.evaluation import comps, conditional_scores, entity_tracking, ewok, find_tasks, reading, wug
+from babylm_vlm.evaluation.choices import Item
 from babylm_vlm.evaluation.predictions import SIZES
 from babylm_vlm.evaluation.tasks import task_of
 
@@ -179,6 +180,17 @@ def test_official_surprisals(tiny_language, tiny_tokenizer, reading_file):
     found = reading.surprisals(tiny_language, tiny_tokenizer, items, official=True)
     for item, row in zip(items, found, strict=True):
         np.testing.assert_allclose(row, [official(*option) for option in item.options], rtol=1e-4)
+
+
+def test_the_official_rule_takes_a_context_none_for_missing(tiny_language, tiny_tokenizer):
+    items = [
+        Item("reading", "0", (("None of", "the"), ("None", "of"))),
+        Item("reading", "0", (("None", "of"),)),
+        Item("reading", "1", (("the cat", "sat"), ("the", "cat"))),
+    ]
+    for official, words in ((False, [2, 1, 2]), (True, [1, 1, 2])):
+        found = reading.surprisals(tiny_language, tiny_tokenizer, items, official=official)
+        assert [len(row) for row in found] == words
 
 
 def test_gains_are_those_of_ordinary_regressions(reading_file):

@@ -29,7 +29,7 @@ from .minimal_pairs import MinimalPair
 from .output import check_results_folder, items_file, read_items, write_items, write_results
 from .predictions import official_predictions, write_collated, write_predictions
 from .rows import data_files
-from .tasks import FOLDERS, Outcome, Sampling, task_of
+from .tasks import FOLDERS, Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
 PACKAGES = ("babylm-vlm", "torch", "transformers")
@@ -144,18 +144,8 @@ def evaluate_model(
         try:
             outcomes = _kept(path, measured)
             if outcomes is None:
-                scores = kind.score(
-                    model,
-                    processor,
-                    items,
-                    batch_tokens=batch_tokens,
-                    progress=progress,
-                    official=sampling.official,
-                )
-                outcomes = [
-                    Outcome(item.uid, item.pair, tuple(row.tolist()), _facts(item))
-                    for item, row in zip(items, scores, strict=True)
-                ]
+                options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
+                outcomes = _score(kind, model, processor, items, **options)
                 write_items(path, measured, outcomes)
             rows = kind.measure(task, outcomes, sampling)
         except (OSError, ValueError) as error:
@@ -174,6 +164,21 @@ def evaluate_model(
         results["predictions"] = write_collated(Path(output_dir, "predictions"), str(name), collated)
     write_results(results, output_dir, overwrite)
     return results
+
+
+def _score(
+    kind: Task,
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    items: Sequence[Item] | Sequence[MinimalPair],
+    **options,
+) -> list[Outcome]:
+    """Score the items of a task; `options` are those of the task's `score`."""
+    scores = kind.score(model, processor, items, **options)
+    return [
+        Outcome(item.uid, item.pair, tuple(row.tolist()), _facts(item))
+        for item, row in zip(items, scores, strict=True)
+    ]
 
 
 def _facts(item: Item | MinimalPair) -> dict[str, float]:

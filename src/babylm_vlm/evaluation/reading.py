@@ -7,7 +7,8 @@ previous word's length and surprisal (spill-over). Eye tracking is the mean over
 
 Surprisal is −log p(" " + word | context). The official rule differs: word and context are tokenized apart, and the
 tokens after a word's first one are decoded, tokenized again by themselves, and their first token is taken. Where the
-tokenizer puts a space in front of a text, that scores other tokens than the word's.
+tokenizer puts a space in front of a text, that scores other tokens than the word's. Besides, its CSV reader takes the
+context "None" of a word before for a missing value, and so that word goes unscored.
 """
 
 import csv
@@ -61,7 +62,8 @@ def surprisals(
     official: bool = False,
 ) -> list[np.ndarray]:
     """−log p (nats) of each item's word, and of the word before it if there is one: n arrays (1,) or (2,)."""
-    texts = [option for item in items for option in item.options]
+    options = [_official_options(item) if official else item.options for item in items]
+    texts = [option for texts in options for option in texts]
     if official:
         tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
         parts = [official_requests(tokenizer, *text) for text in texts]
@@ -70,7 +72,12 @@ def surprisals(
     else:
         requests, _ = make_requests(model, processor, [(context, " " + word) for context, word in texts])
         totals = sums(score_requests(model, requests, (), batch_tokens, progress))
-    return np.split(-totals, np.cumsum([len(item.options) for item in items])[:-1])
+    return np.split(-totals, np.cumsum([len(texts) for texts in options])[:-1])
+
+
+def _official_options(item: Item) -> tuple[tuple[str, str], ...]:
+    """The (context, word) of an item that the official pipeline scores: no word before after the context "None"."""
+    return item.options[:1] if item.options[-1][0] == "None" else item.options
 
 
 def official_requests(tokenizer: PreTrainedTokenizerBase, context: str, word: str) -> list[Request]:

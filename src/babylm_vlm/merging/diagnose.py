@@ -80,7 +80,9 @@ def diagnose(
     check_vocabularies(a, b)
     sentences = read_sentences(str(text)) if text else held_out_sentences()
     found = {"name": str(ancestor), "source": "given"} if ancestor else recorded_ancestor(a, b)
-    tensors = [read_tensors(folder) for folder in (a, b)]
+    tensors = [  # in fp32, as the model: the two may be stored in different dtypes
+        {name: tensor.float() for name, tensor in read_tensors(folder).items()} for folder in (a, b)
+    ]
     start = read_tensors(Path(found["name"])) if found else None
     model, processor = load_model(a)
     dial = Interpolation(model, *tensors)  # checks that the models match

@@ -122,6 +122,7 @@ class _Part:
                 end[place].copy_(tensors[name].reshape(-1))
             parameter.data = live[place].view(parameter.shape)
             start = place.stop
+        self._zero = torch.zeros((), dtype=exact, device=device)  # a sum begins at 0.0, so that -0.0 is nowhere
         self._first, self._address = first, first.data_ptr()
         self._rounds_between = merged_dtype not in (exact, live.dtype)
         length = min(size, GPU_BLOCK if device.type != "cpu" else CPU_BLOCK * torch.get_num_threads())
@@ -143,7 +144,7 @@ class _Part:
     def _blend(self, block: _Block, alpha: float, whole: float) -> None:
         size = len(block.live)
         total = block.live if self._sum is None else self._sum[:size]
-        torch.mul(block.multimodal, alpha, out=total).add_(block.language, alpha=1 - alpha)
+        torch.add(self._zero, block.multimodal, alpha=alpha, out=total).add_(block.language, alpha=1 - alpha)
         if whole != 1:
             total.div_(whole)
         if self._rounds_between:
