@@ -54,10 +54,9 @@ def plot_pareto(curve: Sequence[dict], alpha: float, path: Path) -> None:
         axes.plot([across, across], _percent(*point["grammar"]["interval"]), color="0.75", linewidth=0.8, zorder=1)
     axes.plot(x, y, color="0.5", linewidth=1, zorder=2)
     dots = axes.scatter(x, y, c=[point["alpha"] for point in curve], cmap="viridis", vmin=0, vmax=1, s=34, zorder=3)
-    for i, point in enumerate(curve):  # on alternate sides, for points that lie close together
-        offset, side = ((6, 6), "left") if i % 2 == 0 else ((-6, -12), "right")
-        label = {"textcoords": "offset points", "ha": side, "fontsize": 8, "zorder": 5}
-        axes.annotate(f"{point['alpha']:g}", (x[i], y[i]), offset, **label)
+    label = {"textcoords": "offset points", "fontsize": 8, "zorder": 5}
+    for i, point in enumerate(curve):  # beyond the ring around the chosen one
+        axes.annotate(f"{point['alpha']:g}", (x[i], y[i]), (9, 4), **label)
     chosen = [point["alpha"] for point in curve].index(alpha)
     ring = {"s": 150, "facecolors": "none", "edgecolors": GROUNDED, "linewidths": 1.8, "zorder": 4}
     axes.scatter(x[chosen], y[chosen], label=f"chosen α = {alpha:g}", **ring)
