@@ -250,3 +250,20 @@ def test_load_model_names_what_is_missing(tmp_path, language_checkpoint):
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
         load_model(tmp_path)
+
+
+def test_a_narrow_terminal_breaks_names_and_no_numbers(capsys):
+    shown = {
+        "metric": "accuracy",
+        "value": 0.6531,
+        "interval": [0.557, 0.7214],
+        "chance": 0.5,
+        "items": 13400,
+        "ties": 12,
+    }
+    results = {"model": {"name": "m"}, "official": False, "predictions": []}
+    results["tasks"] = {"a_task_with_a_very_long_name": shown | {"nonfinite": 0}}
+    print_results(results, Console(width=72))
+    printed = capsys.readouterr().out
+    for number in ("65.3", "55.7 to 72.1", "50.0", "13400", "12"):
+        assert f" {number} " in printed

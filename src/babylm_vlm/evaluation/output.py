@@ -123,8 +123,8 @@ def print_results(results: dict, console: Console | None = None) -> None:
     """Print one row per number."""
     rule = ", official rule" if results["official"] else ""
     table = Table(title=results["model"]["name"] + rule)
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
+    table.add_column("task", overflow="fold")  # names give way in a narrow terminal, numbers never
+    table.add_column("metric", overflow="fold")
     for column in ("value", "95 % interval", "chance", "items", "ties"):
         table.add_column(column, justify="right", no_wrap=True)
     for task, row in results["tasks"].items():
@@ -145,9 +145,9 @@ def print_results(results: dict, console: Console | None = None) -> None:
 def print_comparison(comparison: dict, console: Console | None = None) -> None:
     """Print one row per number that two evaluations share."""
     table = Table(title=f"{comparison['a']} − {comparison['b']}")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     for column in ("A", "B", "difference", "95 % interval", "p", "items"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for task, row in comparison["tasks"].items():
         _, percent, digits = SHOWN[row["metric"]]
         a, b, difference, low, high = (
