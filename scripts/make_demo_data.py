@@ -50,6 +50,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 SEED = 2027
+HELD_OUT_SEED = 2028  # of held-out layouts and sentences: a new number draws new ones of the same combinations
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -250,12 +251,13 @@ def write_glyphs(source: Path, folder: Path) -> None:
 # Scenes: layouts, facts, captions
 # ---------------------------------------------------------------------------------------------------------------------
 CANVAS = 64
-SCENES = {"naming": 900, "place": 1200, "two_objects": 1300, "count": 1200, "left_right": 2000, "above_below": 2000}
-SCENES["colour"] = 1400
+SCENES = {"naming": 900, "place": 1500, "two_objects": 1200, "count": 1000, "left_right": 1700, "above_below": 1700}
+SCENES["colour"] = 2000
 # Where things are is told of these only: few, so that each is seen often, but too many to learn their pairs by heart.
 RELATED = ("cat", "dog", "cow", "pig", "duck", "fish", "bear", "tree", "house", "car", "ball", "apple", "chair", "hat")
 RELATED += ("boat", "flower", "banana", "bell", "cup", "frog", "horse", "kite", "key", "umbrella")
-PAIRS_PER_KIND = 36
+COMBINATIONS = 36  # held out for each kind and split
+LAYOUTS = 2  # drawn of each: as many grounded pairs as COMBINATIONS times LAYOUTS
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -277,12 +279,14 @@ AND += ["the {m} and the {n} are here", "we can see {a} and {b}", "{a} with {b}"
 BESIDE = ["{a} next to {b}", "the {m} is next to the {n}", "there is {a} next to {b}", "{a} beside {b}"]
 COUNT = ["{c}", "there are {c}", "look, {c}!", "here are {c}", "I can count {c}", "we see {c}", "{c} are here"]
 COUNT_ONE = [re.sub(r"\bare\b", "is", template) for template in COUNT]
-LEFT = ["{a} to the left of {b}", "the {m} is to the left of the {n}", "the {m} is left of the {n}"]
-LEFT += ["there is {a} to the left of {b}", "I see {a} to the left of {b}"]
-RIGHT = [template.replace("left", "right") for template in LEFT]
-ABOVE = ["{a} above {b}", "the {m} is above the {n}", "there is {a} above {b}", "I see {a} above {b}"]
-BELOW = [template.replace("above", "below") for template in ABOVE]
 PLACE = ["the {n} is %s", "{a} %s", "I see {a} %s"]
+# The relations say the words of the places, too: what is learned of one thing alone then helps with two.
+LEFT = ["{a} on the left of {b}", "the {m} is on the left of the {n}", "there is {a} on the left of {b}"]
+LEFT += ["I see {a} on the left of {b}"]
+RIGHT = [template.replace("left", "right") for template in LEFT]
+ABOVE = ["{a} at the top, above {b}", "the {m} is at the top, above the {n}", "I see {a} at the top, above {b}"]
+ABOVE += ["{a} above {b}", "the {m} is above the {n}", "there is {a} above {b}", "I see {a} above {b}"]
+BELOW = [template.replace("above", "below").replace("top", "bottom") for template in ABOVE]
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 SIDES = ["the {m} is on the left and the {n} is on the right"]
 ENDS = ["the {m} is at the top and the {n} is at the bottom", "the {n} is under the {m}"]
@@ -373,11 +377,11 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
     splits: dict[str, dict[str, list]] = {split: defaultdict(list) for split in ("train", "selection", "test")}
 
     for split in ("selection", "test"):
-        chosen = [pair for pair in related if pair in free][:PAIRS_PER_KIND]
+        chosen = [pair for pair in related if pair in free][:COMBINATIONS]
         free -= set(chosen)
         for kind in ("left_right", "above_below"):
             splits[split][kind] = [tuple(generator.sample(sorted(pair), 2)) for pair in chosen]
-        while len(splits[split]["object"]) < PAIRS_PER_KIND:  # (cat, tree, dog): cat and tree against cat and dog
+        while len(splits[split]["object"]) < COMBINATIONS:  # (cat, tree, dog): cat and tree against cat and dog
             shared, second, third = generator.sample(names, 3)
             needed = {Pair((shared, second)), Pair((shared, third))}
             if needed <= free:
@@ -386,7 +390,7 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
 
     counted = generator.sample(names, len(names))
     for split in ("selection", "test"):
-        contrasts = [contrast for contrast in ((1, 2), (1, 3), (2, 4)) for _ in range(PAIRS_PER_KIND // 6)]
+        contrasts = [contrast for contrast in ((1, 2), (1, 3), (2, 4)) for _ in range(COMBINATIONS // 6)]
         splits[split]["count"] = [(counted.pop(), *contrast) for contrast in contrasts]
     kept = {
         (name, number) for split in ("selection", "test") for name, *both in splits[split]["count"] for number in both
@@ -398,13 +402,13 @@ def split_combinations(generator: random.Random) -> dict[str, dict[str, list]]:
         for colours in combinations([c for c in COLOURS if all(c in SHAPES[shape] for shape in shapes)], 2)
     ]
     generator.shuffle(coloured)
-    splits["selection"]["colour"] = coloured[:PAIRS_PER_KIND]
-    splits["test"]["colour"] = coloured[PAIRS_PER_KIND : 2 * PAIRS_PER_KIND]
+    splits["selection"]["colour"] = coloured[:COMBINATIONS]
+    splits["test"]["colour"] = coloured[COMBINATIONS : 2 * COMBINATIONS]
 
     splits["train"]["pair"] = [tuple(sorted(pair)) for pair in pairs if pair in free]
     splits["train"]["related"] = [tuple(sorted(pair)) for pair in related if pair in free]
     splits["train"]["count"] = [(n, number) for n in names for number in COUNT_WORDS if (n, number) not in kept]
-    rest = coloured[2 * PAIRS_PER_KIND :]
+    rest = coloured[2 * COMBINATIONS :]
     splits["train"]["colour"] = rest + [swap_colours(pair) for pair in rest]
     return splits
 
@@ -458,7 +462,7 @@ def training_scenes(splits: dict, generator: random.Random) -> list[dict]:
         captions = some(ABOVE, 1, upper, lower) + some(BELOW, 1, lower, upper)
         boxes = layouts.column()
         captions += some(ENDS, 1, upper, lower) if i % 3 == 0 else []
-        captions += [f"the {upper} is above", f"the {lower} is below"]  # so that the two words are heard alone, too
+        captions += [f"the {upper} is {PLACES['top']}", f"the {lower} is {PLACES['bottom']}"]
         return [upper, lower], boxes, captions
 
     def colour(i: int) -> tuple:
@@ -491,35 +495,36 @@ def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[
     layouts = Layouts(generator)
 
     def object_pair(i: int) -> tuple:
-        shared, second, third = splits[split]["object"][i]
+        shared, second, third = splits[split]["object"][i % COMBINATIONS]
         boxes, template = layouts.row(), generator.choice(AND[:4] + BESIDE)
         first_is_left = generator.random() < 0.5
         things = [[shared, other] if first_is_left else [other, shared] for other in (second, third)]
         return things, [boxes, boxes], [fill(template, shared, other) for other in (second, third)]
 
     def count_pair(i: int) -> tuple:
-        thing, *numbers = splits[split]["count"][i // 2]
+        thing, *numbers = splits[split]["count"][i // 2 % (COMBINATIONS // 2)]
         form = generator.randrange(len(COUNT))
         templates = [(COUNT_ONE if number == 1 else COUNT)[form] for number in numbers]
         captions = [t.format(c=count_phrase(thing, n)) for t, n in zip(templates, numbers, strict=True)]
         return [[thing] * n for n in numbers], [layouts.free(n, (18, 24)) for n in numbers], captions
 
     def colour_pair(i: int) -> tuple:
-        things = splits[split]["colour"][i]
+        things = splits[split]["colour"][i % COMBINATIONS]
         both = [generator.sample(things, 2)]
         both.append(list(swap_colours(tuple(both[0]))))
         boxes, template = layouts.row(), generator.choice(TWO_COLOURS)
         return both, [boxes, boxes], [fill(template, *pair) for pair in both]
 
     def relation_pair(kind: str, boxes: list, templates: list[str], mirrored: list[str], place: str, i: int) -> tuple:
-        first, second = splits[split][kind][i]
-        if i % 3 == 0:
+        first, second = splits[split][kind][i % COMBINATIONS]
+        form = i % COMBINATIONS + i // COMBINATIONS  # another form in every layout
+        if form % 3 == 0:
             captions = [fill(generator.choice(templates), first, second)]
-        elif i % 3 == 1:
+        elif form % 3 == 1:
             captions = [fill(generator.choice(mirrored), second, first)]
         else:
             captions = [f"the {first} is {PLACES[place]}"]
-        if i % 2 == 0:  # the relation changes, the nouns stay
+        if form % 2 == 0:  # the relation changes, the nouns stay
             captions.append(swap_relation(captions[0]))
         else:  # the nouns change places
             swapped = {first: second, second: first}
@@ -535,7 +540,7 @@ def grounded_pairs(split: str, splits: dict, generator: random.Random) -> tuple[
     }
     scenes, rows = [], defaultdict(list)
     for kind, make in makers.items():
-        for i in range(PAIRS_PER_KIND):
+        for i in range(COMBINATIONS * LAYOUTS):
             things, boxes, captions = make(i)
             pair = f"{split}-{kind}-{i:03d}"
             for side in (0, 1):
@@ -789,13 +794,13 @@ def make_demo_data(source: Path, folder: Path) -> None:
     splits = split_combinations(random.Random(f"{SEED} combinations"))
     scenes = training_scenes(splits, random.Random(f"{SEED} training scenes"))
     for split in ("selection", "test"):
-        held_out, rows = grounded_pairs(split, splits, random.Random(f"{SEED} {split} scenes"))
+        held_out, rows = grounded_pairs(split, splits, random.Random(f"{HELD_OUT_SEED} {split} scenes"))
         scenes += held_out
         for uid, pairs in rows.items():
             write_lines(folder / split / "grounded" / f"{uid}.jsonl", as_json(pairs))
     write_gzip(folder / "scenes.jsonl.gz", as_json(scenes))
 
-    for split, paradigms in grammar_pairs(source, text, random.Random(f"{SEED} grammar")).items():
+    for split, paradigms in grammar_pairs(source, text, random.Random(f"{HELD_OUT_SEED} grammar")).items():
         for uid, pairs in paradigms.items():
             write_gzip(folder / split / "grammar" / f"{uid}.jsonl.gz", as_json(pairs))
 
