@@ -2,7 +2,7 @@
 
 A scene is a list of ``[glyph, x, y, size]``: the name of a picture in ``data/glyphs``, the pixel of its top left
 corner and its side length, on a white canvas of 64 by 64 pixels. Scenes are stored as layouts and drawn when
-needed: seven thousand pictures are then a few hundred kilobytes and a few seconds.
+needed: ten thousand pictures are then a few hundred kilobytes and a few seconds.
 
     from babylm_vlm.demo.scenes import render_scene
     render_scene([["cat", 4, 20, 24], ["tree", 36, 20, 26]]).show()
