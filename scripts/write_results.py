@@ -1,9 +1,11 @@
 """Write docs/results.md from results.json files alone.
 
-    python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2 --real runs/real
+    python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2   # take these runs over
+    python scripts/write_results.py                                                          # write the page again
+    python scripts/write_results.py --real runs/real
 
---demo takes folders that `babylm-vlm demo` left, --real the OUT folder of scripts/real_data.sh; the section of the one
-that is not given stays as it is.
+--demo takes folders that `babylm-vlm demo` left: their results.json go to docs/results/, from which the page is
+written. --real takes the OUT folder of scripts/real_data.sh; without it that section stays as it is.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from pathlib import Path
 from babylm_vlm.demo.report import NAMES, percent, points, share
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = DOCS / "results"
 REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "multimodal")
 
 
@@ -154,24 +157,35 @@ def kept_section(title: str) -> list[str]:
     return []
 
 
+def take_over(folders: list[Path]) -> None:
+    """Put the results of demo runs, and the first one's plot, in docs/ in place of those that are there."""
+    runs = [read(folder / "results.json") for folder in folders]
+    if any(run["quick"] for run in runs):
+        raise SystemExit("A --quick run has no numbers worth reporting.")
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir()
+    for run in runs:
+        text = json.dumps(run, separators=(",", ":")) + "\n"
+        (RESULTS / f"demo-seed{run['seed']}.json").write_text(text, encoding="utf-8")
+    shutil.copyfile(folders[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
+
+
+def page(real: list[str]) -> str:
+    """The page, with this section on real data."""
+    runs = sorted((read(path) for path in RESULTS.glob("demo-seed*.json")), key=lambda run: run["seed"])
+    header = "Written by `scripts/write_results.py` from `docs/results/`; no number is typed by hand."
+    return "\n".join(["# Results", "", header, "", *demo_section(runs), *real]).rstrip() + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, nargs="+")
     parser.add_argument("--real", type=Path)
     options = parser.parse_args()
-    demo, real = kept_section("The demo"), kept_section("Real data")
     if options.demo:
-        runs = [read(folder / "results.json") for folder in options.demo]
-        if any(run["quick"] for run in runs):
-            parser.error("A --quick run has no numbers worth reporting.")
-        demo = demo_section(runs)
-        shutil.copyfile(options.demo[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
-    if options.real:
-        real = real_section(options.real)
-    header = "Written by `scripts/write_results.py` from the `results.json` of the runs; no number is typed by hand."
-    (DOCS / "results.md").write_text(
-        "\n".join(["# Results", "", header, "", *demo, *real]).rstrip() + "\n", encoding="utf-8"
-    )
+        take_over(options.demo)
+    real = real_section(options.real) if options.real else kept_section("Real data")
+    (DOCS / "results.md").write_text(page(real), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -191,3 +191,12 @@ def test_a_second_run_needs_overwrite(demo, monkeypatch, capsys):
     assert (end.value.code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("Error: The output folder demo exists: choose another one, or pass --overwrite")
     assert {path: path.stat().st_mtime_ns for path in demo.folder.rglob("*")} == before
+
+
+def test_the_page_of_results_is_what_the_results_say(monkeypatch):
+    """docs/results.md is written anew from docs/results/*.json, word for word."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    import write_results
+
+    written = (write_results.DOCS / "results.md").read_text(encoding="utf-8")
+    assert write_results.page(write_results.kept_section("Real data")) == written
