@@ -74,9 +74,9 @@ def test_text_is_one_clean_sentence_a_line(text):
 
 
 def test_enough_captions(scenes):
-    assert len(scenes["train"]) == 8_500
+    assert len(scenes["train"]) == 7_300
     captions = [caption for scene in scenes["train"] for caption in scene["captions"]]
-    assert len(captions) >= 25_000
+    assert len(captions) >= 18_000
     assert all(2 <= len(scene["captions"]) <= 5 for scene in scenes["train"])
     ids = [scene["id"] for split in SPLITS for scene in scenes[split]]
     assert len(set(ids)) == len(ids)
