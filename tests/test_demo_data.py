@@ -135,7 +135,7 @@ def test_captions_are_true_of_their_pictures(scenes):
                 assert found == COUNTS[match[1]], (scene["id"], caption)
                 checked["count"] += 1
             if match := re.search(
-                r"(\w+) (?:is )?(?:on the |at the top, |at the bottom, )?(left|right|above|below) (?:of )?(?:an?|the) (\w+)",
+                r"(\w+) (?:is )?(?:on the |at the (?:top|bottom), )?(left|right|above|below) (?:of )?(?:an?|the) (\w+)",
                 caption,
             ):
                 (x, y), (u, v) = middles[match[1]], middles[match[3]]
