@@ -1,9 +1,9 @@
 r"""Accuracy on choices between texts, with its uncertainty, and paired comparisons of two models.
 
-What an item is worth, by default and by the official rule, is written in metrics/minimal_pair_accuracy. The accuracy of
-a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over paradigms,
-a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G groups, it is
-the mean over groups of the mean over their paradigms.
+What an item is worth, c_i, is defined in metrics/minimal_pair_accuracy, by default and by the official rule. The
+accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
+paradigms, a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G
+groups, it is the mean over groups of the mean over their paradigms.
 
 Interval: percentile bootstrap of a (Efron and Tibshirani 1993, chapter 13). In each resample, every paradigm with K
 clusters (items that share a `pair` id; others are alone) draws K of its clusters with replacement, and a_u is the sum

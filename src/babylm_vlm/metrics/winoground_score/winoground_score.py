@@ -1,7 +1,7 @@
-r"""Does a model match two captions with two pictures? Text, image and group score of Winoground, and BabyLM's unpaired one.
+r"""Does a model match two captions with two pictures? Winoground's three scores, and BabyLM's unpaired one.
 
-An example has two pictures and two captions; s_pc is the log-probability of caption c given picture p, and s_00 and s_11
-are right. An example is worth 1 if the model gets right
+An example has two pictures and two captions; s_pc is the log-probability of caption c given picture p, and s_00 and
+s_11 are those of captions that fit. An example is worth 1 if the model gets right
 
     text      s_00 > s_01 and s_11 > s_10: for each picture its caption
     image     s_00 > s_10 and s_11 > s_01: for each caption its picture
@@ -10,13 +10,13 @@ are right. An example is worth 1 if the model gets right
 
 and otherwise 0. Guessing gives 1/4, 1/4, 1/6, 1/2.
 
-A tie is worth what breaking it at random would give: where r right scores and w wrong ones share the value that decides
-a comparison, the chance r! w! / (r + w)! that the right ones come out higher; so of two scores one half, and a model
-without any preference scores what guessing gives. An example with a score that is not finite is worth 0.
+A tie is worth what breaking it at random would give: where r right scores and w wrong ones share the value that
+decides a comparison, the chance r! w! / (r + w)! that the right ones come out higher. Of two scores that is one half,
+and a model without any preference scores what guessing gives. An example with a score that is not finite is worth 0.
 
 The official rules: for text, image and group that of Winoground's authors, a tie is wrong; for unpaired that of the
-BabyLM pipeline, which takes the first of the highest fp32 scores, the right caption standing first: a tie is right, and
-so is a right caption whose score is NaN.
+BabyLM pipeline, which takes the first of the highest fp32 scores, the right caption standing first: a tie is right,
+and so is a right caption whose score is NaN.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def example_credit(
         official: the official rules.
 
     Returns:
-        (n,) in [0, 1] of `text`, `image`, `group` and `unpaired`; two boolean arrays (n,), with a tie in a comparison, and not finite.
+        `{"text", "image", "group", "unpaired"}`, (n,) each in [0, 1]; two boolean arrays (n,), tied and not finite.
 
     Raises:
         ValueError: there are no examples, or they are of another shape.
@@ -113,7 +113,7 @@ def example_credit(
 
 
 def _win(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """(n,): 1 where all of `right` (n, r) are above all of `wrong` (n, w), the chance of it where ties decide, or 0."""
+    """(n,): 1 where all `right` (n, r) are above all `wrong` (n, w); where a tie decides, the chance of it; else 0."""
     lowest, highest = right.min(axis=1), wrong.max(axis=1)
     tied_right, tied_wrong = ((scores == highest[:, None]).sum(axis=1) for scores in (right, wrong))
     chance = 1 / comb(tied_right + tied_wrong, tied_right)  # r! w! / (r + w)!
