@@ -83,7 +83,7 @@ def test_batches_add_up(load):
 
 # --- Winoground ------------------------------------------------------------------------------------------------------
 
-SCORES = ("text", "image", "group", "unpaired")
+SCORES = ("text_score", "image_score", "group_score", "unpaired_score")
 EXAMPLES = arrays(np.float64, st.tuples(st.integers(1, 6), st.just(2), st.just(2)), elements=st.integers(-3, 0))
 
 
@@ -114,7 +114,7 @@ def test_winoground_by_the_official_rules(examples):
     for i, s in enumerate(examples):
         text = s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0]
         image = s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]
-        unpaired = ((s[0, 0] >= s[0, 1]) + (s[1, 1] >= s[1, 0])) / 2
+        unpaired = np.mean([s[0, 0] >= s[0, 1], s[1, 1] >= s[1, 0]])
         assert [credit[name][i] for name in SCORES] == [text, image, text and image, unpaired]
 
 
@@ -122,7 +122,9 @@ def test_winoground_by_the_official_rules(examples):
 def test_unpaired_is_the_accuracy_of_pictures_alone(examples, official):
     alone = [row if picture == 0 else row[::-1] for example in examples for picture, row in enumerate(example)]
     credit, *_ = item_credit(alone, official)
-    np.testing.assert_array_equal(example_credit(examples, official)[0]["unpaired"], credit.reshape(-1, 2).mean(1))
+    np.testing.assert_array_equal(
+        example_credit(examples, official)[0]["unpaired_score"], credit.reshape(-1, 2).mean(1)
+    )
 
 
 def test_winoground_scores_are_means_over_examples(load):
@@ -137,9 +139,9 @@ def test_winoground_scores_are_means_over_examples(load):
 def test_winoground_failures(load):
     examples = [[[0.0, -1.0], [-1.0, NAN]], [[0.0, -1.0], [-INFINITE, 0.0]]]
     failed = load("winoground_score").compute(predictions=examples)
-    assert failed == {"text": 0, "image": 0, "group": 0, "unpaired": 0, "ties": 0, "nonfinite": 2}
+    assert failed == {**dict.fromkeys(SCORES, 0), "ties": 0, "nonfinite": 2}
     official = load("winoground_score").compute(predictions=examples, official=True)
-    assert official == {"text": 0.5, "image": 0.5, "group": 0.5, "unpaired": 1, "ties": 0, "nonfinite": 2}
+    assert official == {**dict.fromkeys(SCORES, 0.5), "unpaired_score": 1, "ties": 0, "nonfinite": 2}
 
 
 # --- correlation and regression --------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def test_alone_in_a_fresh_process_without_network(tmp_path):
     assert done.returncode == 0, done.stderr
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     assert list(found) == NAMES
-    assert found["winoground_score"]["image"] == 0.625 and found["reading_delta_r2"]["words"] == 8
+    assert found["winoground_score"]["image_score"] == 0.625 and found["reading_delta_r2"]["words"] == 8
 
 
 @pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling, which builds the wheel, is not installed")

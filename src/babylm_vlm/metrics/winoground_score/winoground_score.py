@@ -3,12 +3,12 @@ r"""Does a model match two captions with two pictures? Winoground's three scores
 An example has two pictures and two captions; s_pc is the log-probability of caption c given picture p, and s_00 and
 s_11 are those of captions that fit. An example is worth 1 if the model gets right
 
-    text      s_00 > s_01 and s_11 > s_10: for each picture its caption
-    image     s_00 > s_10 and s_11 > s_01: for each caption its picture
-    group     both of these, that is min(s_00, s_11) > max(s_01, s_10)
-    unpaired  half for each picture whose caption it finds: what the BabyLM pipeline reports as Winoground
+    text score      s_00 > s_01 and s_11 > s_10: for each picture its caption
+    image score     s_00 > s_10 and s_11 > s_01: for each caption its picture
+    group score     both of these, that is min(s_00, s_11) > max(s_01, s_10)
 
-and otherwise 0. Guessing gives 1/4, 1/4, 1/6, 1/2.
+and otherwise 0; for the unpaired score, which the BabyLM pipeline reports as Winoground, it is worth one half for each
+picture whose caption the model finds. Guessing gives 1/4, 1/4, 1/6, 1/2.
 
 A tie is worth what breaking it at random would give: where r right scores and w wrong ones share the value that
 decides a comparison, the chance r! w! / (r + w)! that the right ones come out higher. Of two scores that is one half,
@@ -59,12 +59,12 @@ class WinogroundScore(evaluate.Metric):
             official: ties and failures by the rules of Winoground's authors and of the BabyLM pipeline.
 
         Returns:
-            `text`, `image`, `group` and `unpaired` between 0 and 1; `ties` and `nonfinite`, how many examples had two
+            `text_score`, `image_score`, `group_score`, `unpaired_score` between 0 and 1; `ties` and `nonfinite`, how many examples had two
             equal scores in a comparison, or a score that is not finite.
 
         Examples:
             >>> metric.compute(predictions=[[[-9.5, -11.0], [-12.5, -10.5]], [[-8.0, -7.0], [-8.0, -7.0]]])
-            {'text': 0.5, 'image': 0.625, 'group': 0.5, 'unpaired': 0.75, 'ties': 1, 'nonfinite': 0}
+            {'text_score': 0.5, 'image_score': 0.625, 'group_score': 0.5, 'unpaired_score': 0.75, 'ties': 1, 'nonfinite': 0}
         """
         for i, example in enumerate(predictions):
             if [len(row or []) for row in example or []] != [2, 2]:
@@ -84,7 +84,7 @@ def example_credit(
         official: the official rules.
 
     Returns:
-        `{"text", "image", "group", "unpaired"}`, (n,) each in [0, 1]; two boolean arrays (n,), tied and not finite.
+        the scores by name, (n,) each in [0, 1]; and two boolean arrays (n,), tied and not finite.
 
     Raises:
         ValueError: there are no examples, or they are of another shape.
@@ -97,18 +97,18 @@ def example_credit(
     right = values[:, [0, 1], [0, 1]]  # (n, 2): given either picture, its caption
     wrong = values[:, [0, 1], [1, 0]]  # (n, 2): given either picture, the other's caption
     wins = {
-        "text": [_win(right[:, [picture]], wrong[:, [picture]]) for picture in (0, 1)],
-        "image": [_win(right[:, [caption]], wrong[:, [1 - caption]]) for caption in (0, 1)],
-        "group": [_win(right, wrong)],
+        "text_score": [_win(right[:, [picture]], wrong[:, [picture]]) for picture in (0, 1)],
+        "image_score": [_win(right[:, [caption]], wrong[:, [1 - caption]]) for caption in (0, 1)],
+        "group_score": [_win(right, wrong)],
     }
     nonfinite = ~np.isfinite(values).all(axis=(1, 2))
     ties = (right[:, :, None] == wrong[:, None, :]).any(axis=(1, 2)) & ~nonfinite
     if official:
         credit = {name: np.prod(np.floor(parts), axis=0) for name, parts in wins.items()}
         chosen = np.argmax(np.stack([right, wrong], axis=2).astype(np.float32), axis=2)  # (n, 2)
-        return {**credit, "unpaired": (chosen == 0).mean(axis=1)}, ties, nonfinite
+        return {**credit, "unpaired_score": (chosen == 0).mean(axis=1)}, ties, nonfinite
     credit = {name: np.prod(parts, axis=0) for name, parts in wins.items()}
-    credit["unpaired"] = np.mean(wins["text"], axis=0)
+    credit["unpaired_score"] = np.mean(wins["text_score"], axis=0)
     return {name: np.where(nonfinite, 0.0, worth) for name, worth in credit.items()}, ties, nonfinite
 
 
