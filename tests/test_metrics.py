@@ -122,9 +122,8 @@ def test_winoground_by_the_official_rules(examples):
 def test_unpaired_is_the_accuracy_of_pictures_alone(examples, official):
     alone = [row if picture == 0 else row[::-1] for example in examples for picture, row in enumerate(example)]
     credit, *_ = item_credit(alone, official)
-    np.testing.assert_array_equal(
-        example_credit(examples, official)[0]["unpaired_score"], credit.reshape(-1, 2).mean(1)
-    )
+    unpaired = example_credit(examples, official)[0]["unpaired_score"]
+    np.testing.assert_array_equal(unpaired, credit.reshape(-1, 2).mean(axis=1))
 
 
 def test_winoground_scores_are_means_over_examples(load):

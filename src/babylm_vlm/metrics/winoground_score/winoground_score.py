@@ -59,12 +59,13 @@ class WinogroundScore(evaluate.Metric):
             official: ties and failures by the rules of Winoground's authors and of the BabyLM pipeline.
 
         Returns:
-            `text_score`, `image_score`, `group_score`, `unpaired_score` between 0 and 1; `ties` and `nonfinite`, how many examples had two
-            equal scores in a comparison, or a score that is not finite.
+            `text_score`, `image_score`, `group_score` and `unpaired_score` between 0 and 1; `ties` and `nonfinite`,
+            how many examples had two equal scores in a comparison, or a score that is not finite.
 
         Examples:
             >>> metric.compute(predictions=[[[-9.5, -11.0], [-12.5, -10.5]], [[-8.0, -7.0], [-8.0, -7.0]]])
-            {'text_score': 0.5, 'image_score': 0.625, 'group_score': 0.5, 'unpaired_score': 0.75, 'ties': 1, 'nonfinite': 0}
+            {'text_score': 0.5, 'image_score': 0.625, 'group_score': 0.5, 'unpaired_score': 0.75, 'ties': 1,
+            'nonfinite': 0}
         """
         for i, example in enumerate(predictions):
             if [len(row or []) for row in example or []] != [2, 2]:
