@@ -68,11 +68,10 @@ class MinimalPairAccuracy(evaluate.Metric):
         for i, scores in enumerate(predictions):
             if scores is None or len(scores) < 2:
                 raise ValueError(f"item {i} must hold the scores of two or more texts, not {scores}.")
-        paradigms = ["all"] * len(predictions) if paradigms is None else paradigms
-        if len(paradigms) != len(predictions):
-            raise ValueError(
-                f"{len(predictions)} predictions need {len(predictions)} paradigms, not {len(paradigms)}."
-            )
+        n = len(predictions)
+        paradigms = ["all"] * n if paradigms is None else paradigms
+        if len(paradigms) != n:
+            raise ValueError(f"{n} items need {n} paradigms, not {len(paradigms)}.")
         credit, ties, nonfinite, chance = item_credit(predictions, official)
         members = paradigm_members(paradigms)
         return {
