@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from pair_files import text_pair
 
 from babylm_vlm.evaluation import accuracy, difference_interval
-from babylm_vlm.evaluation.statistics import official_choice
+from babylm_vlm.metrics.minimal_pair_accuracy.minimal_pair_accuracy import official_choice
 
 SCORES = st.sampled_from([-3.0, -2.0, -1.5, -1.0, float("nan"), float("-inf"), float("inf")])
 

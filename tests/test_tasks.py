@@ -17,6 +17,7 @@ from babylm_vlm.evaluation import comps, conditional_scores, entity_tracking, ew
 from babylm_vlm.evaluation.choices import Item
 from babylm_vlm.evaluation.predictions import SIZES
 from babylm_vlm.evaluation.tasks import task_of
+from babylm_vlm.metrics.surprisal_correlation.surprisal_correlation import correlation
 
 EWOK = {
     "Context1": "The ball is red.",
@@ -87,10 +88,10 @@ def test_correlation_with_people():
     scores, ratios = generator.normal(size=(30, 2)), generator.random(30).round(1)
     once = np.ones((1, 30), dtype=int)
     probabilities = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
-    assert wug.correlation(scores, ratios, once)[0] == pytest.approx(spearmanr(probabilities, ratios)[0], abs=1e-6)
-    assert wug.correlation(np.full((30, 2), np.nan), ratios, once)[0] == 0
-    twice = wug.correlation(np.repeat(scores, 2, axis=0), np.repeat(ratios, 2), np.ones((1, 60), dtype=int))
-    assert wug.correlation(scores, ratios, 2 * once) == pytest.approx(twice)
+    assert correlation(scores, ratios, once)[0] == pytest.approx(spearmanr(probabilities, ratios)[0], abs=1e-6)
+    assert correlation(np.full((30, 2), np.nan), ratios, once)[0] == 0
+    twice = correlation(np.repeat(scores, 2, axis=0), np.repeat(ratios, 2), np.ones((1, 60), dtype=int))
+    assert correlation(scores, ratios, 2 * once) == pytest.approx(twice)
 
 
 # --- reading times ---------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..metrics.minimal_pair_accuracy.minimal_pair_accuracy import official_choice
+from ..metrics.surprisal_correlation.surprisal_correlation import first_form_probability
 from .choices import Item
 from .minimal_pairs import MinimalPair
 from .output import write_whole
-from .statistics import official_choice
 from .tasks import COMPS, READING, WUG_ADJ, WUG_PAST, Outcome, Task
-from .wug import first_form_probability
 
 COLLATED = "all_full_preds_and_fast_scores_causal.json"
 # Number of items of every subset of the full data; one number stands for a task that is its own only subset.

@@ -1,9 +1,8 @@
 """Reading times (de Varda et al. 2024): how much do a model's surprisals add to predicting them?
 
-A row of the CSV is a word in its context with its reading measures. A score is the gain in explained variance of an
-ordinary regression when the word's surprisal joins the baseline, 100 · (R²_with − R²_base) / (1 − R²_base). The
-baseline holds word frequency, length, context length, and their pairwise products; for self-paced reading also the
-previous word's length and surprisal (spill-over). Eye tracking is the mean over four measures.
+A row of the CSV is a word in its context with its reading measures. A score is the gain in explained variance when the
+word's surprisal joins a baseline (metrics/reading_delta_r2): word frequency, length and context length, for self-paced
+reading also the previous word's length and surprisal (spill-over). Eye tracking is the mean over four measures.
 
 Surprisal is −log p(" " + word | context). The official rule differs: word and context are tokenized apart, and the
 tokens after a word's first one are decoded, tokenized again by themselves, and their first token is taken. Where the
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..metrics.reading_delta_r2.reading_delta_r2 import delta_r2, regression_columns
 from .choices import Item
 from .engine import Request, score_requests
 from .rows import data_files, number_field, numbered_lines
@@ -105,30 +105,6 @@ def gains(scores: Sequence[Sequence[float]], items: Sequence[Item], counts: np.n
     surprisal = np.array([row[0] for row in scores])
     before = np.array([row[1] if len(row) > 1 else np.nan for row in scores])
     eye_base = [table[name] for name in PREDICTORS]
-    eye = [_gain(table[measure], eye_base, surprisal, counts) for measure in EYE_TRACKING]
-    self_paced = _gain(table[SELF_PACED], [*eye_base, table["prev_length"], before], surprisal, counts)
-    return {"reading_eye_tracking": np.mean(eye, axis=0), "reading_self_paced": self_paced}
-
-
-def _gain(measure: np.ndarray, base: list[np.ndarray], surprisal: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """100 · (R²_with − R²_base) / (1 − R²_base), (R,), over the items where nothing is missing."""
-    products = [base[i] * base[j] for i in range(len(base)) for j in range(i + 1, len(base))]
-    columns = np.stack([*base, *products, surprisal, measure], axis=1)
-    known = np.isfinite(columns).all(axis=1)
-    if known.sum() <= columns.shape[1]:
-        return np.zeros(len(counts))
-    columns = columns[known] - columns[known].mean(axis=0)
-    columns /= np.where(columns.std(axis=0) > 0, columns.std(axis=0), 1)
-    table = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)  # (n, q): 1, base, surprisal, measure
-    moments = np.einsum("ni,nj->nij", table, table).reshape(len(table), -1)
-    moments = (counts[:, known] @ moments).reshape(len(counts), table.shape[1], table.shape[1])
-    unexplained = [_residual(moments, list(range(table.shape[1] - extra))) for extra in (2, 1)]
-    return 100 * (1 - unexplained[1] / unexplained[0])  # = 100 · (R²m − R²b) / (1 − R²b): the total variance cancels
-
-
-def _residual(moments: np.ndarray, predictors: list[int]) -> np.ndarray:
-    """Residual sum of squares, (R,), of the last column regressed on the predictors, from X'X (R, q, q)."""
-    cross = moments[:, predictors, -1]
-    inner = moments[:, predictors][:, :, predictors]
-    solved = (np.linalg.pinv(inner, hermitian=True) @ cross[:, :, None])[:, :, 0]
-    return moments[:, -1, -1] - (cross * solved).sum(axis=1)
+    eye = [delta_r2(regression_columns(table[measure], eye_base, surprisal), counts) for measure in EYE_TRACKING]
+    self_paced = regression_columns(table[SELF_PACED], [*eye_base, table["prev_length"], before], surprisal)
+    return {"reading_eye_tracking": np.mean(eye, axis=0), "reading_self_paced": delta_r2(self_paced, counts)}

@@ -1,15 +1,7 @@
 r"""Accuracy on choices between texts, with its uncertainty, and paired comparisons of two models.
 
-Let g_i be the log-probability of the right text of item i, and m_i the highest of all its texts. The item is worth
-
-    c_i = 1    if only g_i = m_i
-    c_i = 1/t  if t texts share m_i = g_i   (a tie: of two texts one half, what a model without a preference deserves)
-    c_i = 0    if g_i < m_i, or if any score is not finite (a failure is never a success).
-
-The official rule of the BabyLM pipeline is c_i = 1 where `argmax` of the fp32 scores is the right text, which stands
-first: a tie counts as right, and so does an item whose scores are all NaN.
-
-The accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
+What an item is worth, c_i, is defined in metrics/minimal_pair_accuracy, by default and by the official rule. The
+accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
 paradigms, a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G
 groups, it is the mean over groups of the mean over their paradigms.
 
@@ -32,6 +24,8 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
+
+from ..metrics.minimal_pair_accuracy.minimal_pair_accuracy import item_credit, paradigm_means, paradigm_members
 
 INTERVAL_PERCENT = 95
 
@@ -117,7 +111,7 @@ def accuracy(
         ValueError: no items, or scores of another shape.
     """
     credit, ties, nonfinite, chance = _credit(scores, items, official)
-    members = paradigm_members(items)
+    members = paradigm_members([item.uid for item in items])
     weights = _weights(members, group_of)
     resampled = _resample(credit, items, members, resamples, seed)
     paradigms = {
@@ -131,9 +125,9 @@ def accuracy(
         for row, (uid, inside) in enumerate(members.items())
     }
     return Accuracy(
-        accuracy=_macro(credit, members, weights),
+        accuracy=float(weights @ paradigm_means(credit, members)),
         interval=interval(weights @ resampled),
-        chance=_macro(chance, members, weights),
+        chance=float(weights @ paradigm_means(chance, members)),
         items=len(items),
         ties=int(ties.sum()),
         nonfinite=int(nonfinite.sum()),
@@ -159,10 +153,10 @@ def difference_interval(
         scores_a, scores_b: scores under the two models, as in `accuracy`, as are the other arguments.
     """
     difference = _credit(scores_a, items, official)[0] - _credit(scores_b, items, official)[0]
-    members = paradigm_members(items)
+    members = paradigm_members([item.uid for item in items])
     weights = _weights(members, group_of)
     resampled = _resample(difference, items, members, resamples, seed)
-    observed = _macro(difference, members, weights)
+    observed = float(weights @ paradigm_means(difference, members))
     exchanged = weights @ _exchange(difference, items, members, resamples, seed)
     return Difference(observed, interval(weights @ resampled), len(items), p_value(observed, exchanged))
 
@@ -180,52 +174,21 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def official_choice(scores: Sequence[float]) -> int:
-    """Index of the text that the official pipeline takes: the first of the highest fp32 scores, or the first NaN."""
-    return int(np.argmax(np.asarray(scores, dtype=np.float32)))
-
-
-def paradigm_members(items: Sequence[Clustered]) -> dict[str, np.ndarray]:
-    """Indices of the items of every paradigm, by UID, in order of first appearance."""
-    members: dict[str, list[int]] = {}
-    for i, item in enumerate(items):
-        members.setdefault(item.uid, []).append(i)
-    return {uid: np.array(inside) for uid, inside in members.items()}
-
-
 def _credit(
     scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For n items: c_i (n,) in [0, 1], two boolean arrays (n,), tied and not finite, and each item's chance level."""
+    """`item_credit` of n items, which must be there."""
     if not len(items):
         raise ValueError("there are no minimal pairs or other items to take an accuracy of.")
     if len(scores) != len(items):
         raise ValueError(f"{len(items)} items need {len(items)} rows of scores, not {len(scores)}.")
-    sizes = np.array([len(row) for row in scores])
-    values = np.full((len(items), sizes.max()), -np.inf)
-    given = np.arange(sizes.max()) < sizes[:, None]
-    values[given] = np.concatenate([np.asarray(row, dtype=np.float64) for row in scores])
-    nonfinite = ~(np.isfinite(values) | ~given).all(axis=1)
-    best = np.max(values, axis=1)
-    sharing = (values == best[:, None]).sum(axis=1)
-    ties = (sharing > 1) & ~nonfinite
-    if official:
-        credit = (np.argmax(values.astype(np.float32), axis=1) == 0).astype(np.float64)
-    else:
-        credit = np.where(values[:, 0] == best, 1 / np.maximum(sharing, 1), 0.0)
-        credit[nonfinite] = 0.0
-    return credit, ties, nonfinite, 1 / sizes
+    return item_credit(scores, official)
 
 
 def _weights(members: dict[str, np.ndarray], group_of: Callable[[str], str] | None) -> np.ndarray:
     """(U,) weight of each paradigm in the macro average; they sum to 1."""
     groups = [group_of(uid) if group_of else uid for uid in members]
     return np.array([1 / (len(set(groups)) * groups.count(group)) for group in groups])
-
-
-def _macro(values: np.ndarray, members: dict[str, np.ndarray], weights: np.ndarray) -> float:
-    """Weighted mean over paradigms of the paradigm's mean."""
-    return float(weights @ [values[inside].mean() for inside in members.values()])
 
 
 def _clusters(

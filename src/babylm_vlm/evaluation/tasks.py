@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..metrics.surprisal_correlation.surprisal_correlation import correlation
 from . import comps, entity_tracking, ewok, reading, wug
 from .choices import Item, score_choices
 from .minimal_pairs import MinimalPair, read_pairs
@@ -87,7 +88,7 @@ Statistic = Callable[[str, Sequence[Outcome], np.ndarray], dict[str, np.ndarray]
 
 def _correlation(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
     ratios = [outcome.facts["ratio"] for outcome in outcomes]
-    return {name: wug.correlation([outcome.scores for outcome in outcomes], ratios, counts)}
+    return {name: correlation([outcome.scores for outcome in outcomes], ratios, counts)}
 
 
 def _gains(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
