@@ -134,10 +134,8 @@ def test_captions_are_true_of_their_pictures(scenes):
                 found = sum(number.values()) if noun == "thing" else number[noun]
                 assert found == COUNTS[match[1]], (scene["id"], caption)
                 checked["count"] += 1
-            if match := re.search(
-                r"(\w+) (?:is )?(?:on the |at the (?:top|bottom), )?(left|right|above|below) (?:of )?(?:an?|the) (\w+)",
-                caption,
-            ):
+            lead = r"(\w+) (?:is )?(?:on the |at the (?:top|bottom), )?"
+            if match := re.search(lead + r"(left|right|above|below) (?:of )?(?:an?|the) (\w+)", caption):
                 (x, y), (u, v) = middles[match[1]], middles[match[3]]
                 holds = {"left": x + 10 < u, "right": x > u + 10, "above": y + 10 < v, "below": y > v + 10}
                 assert holds[match[2]], (scene["id"], caption)
