@@ -7,7 +7,8 @@ Let g_i be the log-probability of the right text of item i, and m_i the highest 
     c_i = 0    if g_i < m_i, or if any score is not finite (a failure is never a success).
 
 The official rule of the BabyLM pipeline is c_i = 1 where `argmax` of the fp32 scores is the right text, which stands
-first: a tie counts as right, and so does an item whose scores are all NaN.
+first: a tie counts as right, and so does an item whose scores are all NaN. DevBench's official rule is strict: c_i = 1
+where g_i is higher than all others.
 
 The accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
 paradigms, a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G
@@ -102,6 +103,7 @@ def accuracy(
     seed: int = 0,
     group_of: Callable[[str], str] | None = None,
     official: bool = False,
+    strict: bool = False,
 ) -> Accuracy:
     """Macro-average accuracy with its interval; formulae at the top of this file.
 
@@ -112,11 +114,12 @@ def accuracy(
         seed: of the resampling.
         group_of: the group of a paradigm; by default each is alone in its own.
         official: count ties and failures as the official pipeline does.
+        strict: the official rule is that of DevBench.
 
     Raises:
         ValueError: no items, or scores of another shape.
     """
-    credit, ties, nonfinite, chance = _credit(scores, items, official)
+    credit, ties, nonfinite, chance = _credit(scores, items, official, strict)
     members = paradigm_members(items)
     weights = _weights(members, group_of)
     resampled = _resample(credit, items, members, resamples, seed)
@@ -149,6 +152,7 @@ def difference_interval(
     seed: int = 0,
     group_of: Callable[[str], str] | None = None,
     official: bool = False,
+    strict: bool = False,
 ) -> Difference:
     """Accuracy of A minus accuracy of B with its interval and test, paired over items.
 
@@ -158,7 +162,7 @@ def difference_interval(
     Args:
         scores_a, scores_b: scores under the two models, as in `accuracy`, as are the other arguments.
     """
-    difference = _credit(scores_a, items, official)[0] - _credit(scores_b, items, official)[0]
+    difference = _credit(scores_a, items, official, strict)[0] - _credit(scores_b, items, official, strict)[0]
     members = paradigm_members(items)
     weights = _weights(members, group_of)
     resampled = _resample(difference, items, members, resamples, seed)
@@ -194,7 +198,7 @@ def paradigm_members(items: Sequence[Clustered]) -> dict[str, np.ndarray]:
 
 
 def _credit(
-    scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool
+    scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool, strict: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For n items: c_i (n,) in [0, 1], two boolean arrays (n,), tied and not finite, and each item's chance level."""
     if not len(items):
@@ -209,7 +213,9 @@ def _credit(
     best = np.max(values, axis=1)
     sharing = (values == best[:, None]).sum(axis=1)
     ties = (sharing > 1) & ~nonfinite
-    if official:
+    if official and strict:
+        credit = (values[:, :1] > values[:, 1:]).all(axis=1).astype(np.float64)
+    elif official:
         credit = (np.argmax(values.astype(np.float32), axis=1) == 0).astype(np.float64)
     else:
         credit = np.where(values[:, 0] == best, 1 / np.maximum(sharing, 1), 0.0)
