@@ -78,10 +78,10 @@ def _folder(path: Path) -> Path:
 
 
 def _with_choices(items: list[Item], file: Path) -> list[Item]:
-    """The items with the share of people who chose each picture, as facts `age_4/1` … (or `all/1` …)."""
+    """The items with the share of people who chose each picture, as facts `kl_age_4/1` … (or `kl/1` …)."""
     shares: dict[str, dict[str, float]] = {}
     for where, row in csv_rows(file):
-        group = f"age_{row['age_bin']}" if row.get("age_bin") else "all"
+        group = f"kl_age_{row['age_bin']}" if row.get("age_bin") else "kl"
         found = {f"{group}/{k}": number_field(row, f"image{k}", where) for k in range(1, len(items[0].options) + 1)}
         shares.setdefault(text_field(row, "text1", where), {}).update(found)
     return [replace(item, facts=shares.get(item.options[0][1], {})) for item in items]
@@ -146,11 +146,6 @@ def _representations(
     return list(torch.cat(states).double().numpy())
 
 
-def groups(facts: Sequence[dict[str, float]]) -> list[str]:
-    """Groups of people that chose pictures, such as `age_4`, in order of appearance."""
-    return list(dict.fromkeys(name.partition("/")[0] for row in facts for name in row))
-
-
 def divergence(scores: np.ndarray, people: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean KL(people ‖ softmax(β · scores)) at the best β, in every resample: (R,), nats.
 
@@ -166,7 +161,7 @@ def divergence(scores: np.ndarray, people: np.ndarray, counts: np.ndarray) -> np
     model = np.clip(np.nan_to_num(model), FLOOR, 1)
     people = np.clip(people, FLOOR, 1)
     each = (people * np.log(people / model)).sum(axis=2)  # (β, n)
-    return (counts @ each.T / np.maximum(counts.sum(axis=1, keepdims=True), 1)).min(axis=1)
+    return (counts @ each.T / counts.sum(axis=1, keepdims=True)).min(axis=1)
 
 
 def cosine_similarities(representations: np.ndarray) -> np.ndarray:

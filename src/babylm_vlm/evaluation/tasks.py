@@ -106,14 +106,10 @@ def _paper_scores(name: str, examples: Sequence[Outcome], counts: np.ndarray) ->
     return {f"{name}_{key}": counts @ right / totals for key, right in winoground.winoground_scores(scores).items()}
 
 
-def _divergence(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
-    found = {}
-    for group in devbench.groups([outcome.facts for outcome in outcomes]):
-        asked = [i for i, outcome in enumerate(outcomes) if f"{group}/1" in outcome.facts]
-        scores = np.array([outcomes[i].scores for i in asked])
-        people = [[outcomes[i].facts[f"{group}/{k}"] for k in range(1, scores.shape[1] + 1)] for i in asked]
-        found[f"{name}_kl_{group}"] = devbench.divergence(scores, np.array(people), counts[:, asked])
-    return found
+def _divergence(name: str, outcomes: Sequence[Outcome], counts: np.ndarray, group: str) -> dict[str, np.ndarray]:
+    scores = np.array([outcome.scores for outcome in outcomes])
+    people = [[outcome.facts[f"{group}/{k}"] for k in range(1, scores.shape[1] + 1)] for outcome in outcomes]
+    return {name: devbench.divergence(scores, np.array(people), counts)}
 
 
 def _similarity(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,9 +125,9 @@ def _measure(
     sampling: Sampling,
     statistic: Statistic,
     metric: str,
-    chance: dict[str, float] | None = None,
+    chance: float | dict[str, float] = 0.0,
 ) -> dict[str, dict]:
-    """A statistic over all items, with its bootstrap interval. Chance is 0 where it is not given."""
+    """A statistic over all items, with its bootstrap interval; `chance` is that of all its numbers, or of each."""
     once = np.ones((1, len(outcomes)), dtype=np.int64)
     values = statistic(name, outcomes, once)
     resampled = statistic(name, outcomes, _bootstrap_counts(outcomes, sampling))
@@ -144,7 +140,7 @@ def _measure(
             "metric": metric,
             "value": float(value[0]),
             "interval": list(interval(resampled[key])),
-            "chance": (chance or {}).get(key, 0.0),
+            "chance": chance[key] if isinstance(chance, dict) else chance,
             **counted,
             "paradigms": {},
         }
@@ -200,15 +196,26 @@ def _compare_winoground(
     return rows | _compare(name, *examples, sampling, _paper_scores) if examples[0] else rows
 
 
+def _asked(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The items about which each group of people was asked, such as `kl_age_4`."""
+    asked: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        for group in dict.fromkeys(fact.partition("/")[0] for fact in outcome.facts):
+            asked.setdefault(group, []).append(outcome)
+    return asked
+
+
 def _measure_devbench(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
     """Accuracy and distance to people of choices, or the similarity of concepts."""
     if outcomes[0].uid == devbench.CONCEPTS:
         return _measure(name, outcomes, sampling, _similarity, "rsa")
-    blind = [replace(outcome, scores=(0.0,) * len(outcome.scores)) for outcome in outcomes]
-    guessing = _divergence(name, blind, np.ones((1, len(outcomes)), dtype=np.int64))
-    chance = {key: float(value[0]) for key, value in guessing.items()}
     rows = _measure_choices(name, outcomes, sampling, strict=True)
-    return rows | _measure(name, outcomes, sampling, _divergence, "kl", chance)
+    for group, asked in _asked(outcomes).items():
+        key, statistic = f"{name}_{group}", partial(_divergence, group=group)
+        blind = [replace(outcome, scores=(0.0,) * len(outcome.scores)) for outcome in asked]
+        guessing = statistic(key, blind, np.ones((1, len(blind)), dtype=np.int64))
+        rows |= _measure(key, asked, sampling, statistic, "kl", float(guessing[key][0]))
+    return rows
 
 
 def _compare_devbench(
@@ -216,7 +223,10 @@ def _compare_devbench(
 ) -> dict[str, Difference]:
     if a[0].uid == devbench.CONCEPTS:
         return _compare(name, a, b, sampling, _similarity)
-    return _compare_choices(name, a, b, sampling, strict=True) | _compare(name, a, b, sampling, _divergence)
+    rows = _compare_choices(name, a, b, sampling, strict=True)
+    for (group, asked), other in zip(_asked(a).items(), _asked(b).values(), strict=True):
+        rows |= _compare(f"{name}_{group}", asked, other, sampling, partial(_divergence, group=group))
+    return rows
 
 
 _accuracy = {"score": score_choices, "measure": _measure_choices, "compare": _compare_choices}
