@@ -213,7 +213,7 @@ def eyes(multimodal_checkpoint):
 pictured = st.tuples(st.sampled_from(["", "the cat", "the girl"]), st.sampled_from([" sees", " sat", " is red"]))
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.lists(st.tuples(pictured, st.integers(0, 2)), min_size=1, max_size=10), st.integers(1, 60), st.randoms())
 def test_scores_after_pictures_depend_on_nothing_but_text_and_picture(eyes, chosen, batch_tokens, random):
     """Not on order, batch size, packing or what else is scored."""

@@ -62,7 +62,7 @@ def _load(source: str, split: str) -> Dataset:
     try:
         return load_dataset(source, split=split)
     except (OSError, RuntimeError, ValueError) as error:  # not there, no access, or no longer readable
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise FileNotFoundError(
             f"The pictures {source} cannot be had ({reason}). If the set is gated, agree to its terms at "
             f"https://huggingface.co/datasets/{source} and log in with `hf auth login`; or copy its parquet files "
