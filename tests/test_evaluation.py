@@ -262,7 +262,7 @@ def test_a_narrow_terminal_breaks_names_and_no_numbers(capsys):
         "ties": 12,
     }
     results = {"model": {"name": "m"}, "official": False, "predictions": []}
-    results["tasks"] = {"a_task_with_a_very_long_name": shown | {"nonfinite": 0}}
+    results["tasks"] = {"a_task_with_a_very_long_name": shown | {"nonfinite": 0, "pictures": 0}}
     print_results(results, Console(width=72))
     printed = capsys.readouterr().out
     for number in ("65.3", "55.7 to 72.1", "50.0", "13400", "12"):

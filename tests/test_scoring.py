@@ -26,7 +26,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from babylm_vlm.evaluation import conditional_scores, engine, sequence_scores, token_scores
+from babylm_vlm.evaluation import conditional_scores, engine, load_model, sequence_scores, token_scores
 from babylm_vlm.evaluation.engine import Request, packing_agrees, score_requests
 from babylm_vlm.evaluation.scoring import make_requests
 
@@ -201,6 +201,33 @@ def test_scores_depend_on_nothing_but_the_sequence(models, chosen, batch_tokens,
                 np.testing.assert_allclose(values, expected[request], atol=1e-4, rtol=0)
     finally:
         engine.ROW_TOKENS = before
+
+
+@pytest.fixture(scope="module")
+def eyes(multimodal_checkpoint):
+    """A multimodal model, its processor, and the features of three pictures."""
+    model, processor = load_model(multimodal_checkpoint)
+    return model, processor, torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+
+
+pictured = st.tuples(st.sampled_from(["", "the cat", "the girl"]), st.sampled_from([" sees", " sat", " is red"]))
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(pictured, st.integers(0, 2)), min_size=1, max_size=10), st.integers(1, 60), st.randoms())
+def test_scores_after_pictures_depend_on_nothing_but_text_and_picture(eyes, chosen, batch_tokens, random):
+    """Not on order, batch size, packing or what else is scored."""
+    model, processor, features = eyes
+
+    def score(rows, size):
+        texts, numbers = zip(*rows, strict=True)
+        prefixes, completions = zip(*texts, strict=True)
+        shown = [features[number] for number in numbers]
+        return conditional_scores(model, processor, prefixes, completions, shown, size, progress=False)
+
+    expected = {row: score([row], 4096)[0] for row in set(chosen)}
+    random.shuffle(chosen)
+    np.testing.assert_allclose(score(chosen, batch_tokens), [expected[row] for row in chosen], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "packs"), [("llama", True), ("gpt2", True), ("bloom", False), ("mamba", False)])

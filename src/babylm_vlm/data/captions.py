@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from datasets import load_dataset
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from .pictures import HubPicture
 
 
 @dataclass
@@ -82,19 +85,20 @@ def check_caption(caption: str | None, where: str) -> None:
         raise ValueError(f"{where} needs a caption of words, without <image>, not {caption!r}.")
 
 
-def open_picture(picture: Path | Image.Image) -> Image.Image:
+def open_picture(picture: Path | HubPicture | Image.Image) -> Image.Image:
     """The picture in RGB.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or the set that holds the picture cannot be had.
         ValueError: the file is not a picture that can be read.
     """
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
-    if not picture.is_file():
+    if isinstance(picture, Path) and not picture.is_file():
         raise FileNotFoundError(f"There is no picture {picture}.")
+    encoded = picture.read_bytes()
     try:
-        with Image.open(picture) as image:
+        with Image.open(BytesIO(encoded)) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"The picture {picture} cannot be read: it is damaged or no picture at all.") from error

@@ -9,12 +9,13 @@ from tqdm.auto import tqdm
 
 from ..model import BabylmVlmForConditionalGeneration
 from .captions import open_picture
+from .pictures import HubPicture
 
 
 def picture_features(
     model: BabylmVlmForConditionalGeneration,
     image_processor,
-    pictures: Sequence[Path | Image.Image],
+    pictures: Sequence[Path | HubPicture | Image.Image],
     batch_size: int = 64,
 ) -> torch.Tensor:
     """Pooled features (pictures, g*g, vision_hidden_size) in fp32 on the CPU, with a progress bar.

@@ -1,4 +1,4 @@
-"""Items with several texts, of which a model should find the first one more probable than the others."""
+"""Items with several texts, or texts with pictures, of which a model should find the first the most probable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,27 +9,30 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data import features as data_features
+from ..data.pictures import HubPicture
 from ..model import BabylmVlmConfig
 from .engine import score_requests
 from .scoring import make_requests, sums
 
+Picture = Path | HubPicture
+
 
 @dataclass(frozen=True)
 class Item:
-    """A choice between texts.
+    """A choice between texts, between pictures for a text, or both.
 
     Attributes:
         uid: name of the paradigm (the subset) that the item belongs to.
         pair: cluster for the bootstrap; items that are alone in theirs have `file:line` here.
         options: (prefix, completion) of each text; the completion is scored. The first option is the right one.
-        image: the picture that the texts are about, if any.
+        images: the picture of each option, which may be the same one; none for items of text alone.
         facts: other numbers that the task's statistic needs.
     """
 
     uid: str
     pair: str
     options: tuple[tuple[str, str], ...]
-    image: Path | None = None
+    images: tuple[Picture, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
 
 
@@ -39,38 +42,44 @@ def takes_pictures(model: PreTrainedModel) -> bool:
 
 
 def picture_features(
-    model: PreTrainedModel, processor: ProcessorMixin, items: Sequence[Item]
-) -> dict[Path, torch.Tensor]:
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    items: Sequence[Item],
+    known: dict[Picture, torch.Tensor] | None = None,
+) -> dict[Picture, torch.Tensor]:
     """Pooled vision features of every picture in `items`, each computed once.
 
     They depend on the frozen tower alone, so all models of a sweep share them.
 
     Args:
-        items: minimal pairs, or other items with an `image`.
+        items: minimal pairs, or other items with `images`.
+        known: features that are there already, of the same tower.
 
     Returns:
-        for each picture its features (g*g, vision_hidden_size), fp32, on the CPU; nothing for items of text alone.
+        those that are known, and for each other picture its features (g*g, vision_hidden_size), fp32, on the CPU.
 
     Raises:
         FileNotFoundError, ValueError: a picture is missing or cannot be read.
     """
-    paths = list(dict.fromkeys(item.image for item in items if item.image is not None))
-    if not paths:
-        return {}
-    pooled = data_features.picture_features(model, processor.image_processor, paths)
-    return dict(zip(paths, pooled, strict=True))
+    known = known or {}
+    new = [image for image in dict.fromkeys(image for item in items for image in item.images) if image not in known]
+    if not new:
+        return known
+    pooled = data_features.picture_features(model, processor.image_processor, new)
+    return known | dict(zip(new, pooled, strict=True))
 
 
 def score_choices(
     model: PreTrainedModel,
     processor: ProcessorMixin | PreTrainedTokenizerBase,
     items: Sequence[Item],
-    features: dict[Path, torch.Tensor] | None = None,
+    features: dict[Picture, torch.Tensor] | None = None,
     batch_tokens: int = 4096,
     progress: bool = True,
     official: bool = False,
+    mean: bool = False,
 ) -> list[np.ndarray]:
-    """Log-probability of every option's completion, given its prefix, and the item's picture where it has one.
+    """Log-probability of every option's completion, given its prefix, and its picture where it has one.
 
     A language-only model scores the texts without the pictures.
 
@@ -82,21 +91,25 @@ def score_choices(
         batch_tokens: see `sequence_scores`.
         progress: show a bar while scoring.
         official: see `make_requests`.
+        mean: the mean over the completion's tokens in place of their sum.
 
     Returns:
         n float64 arrays (number of options,), nats.
     """
     scores: list[np.ndarray] = [np.zeros(0)] * len(items)
     looks = takes_pictures(model)
-    grounded = [i for i, item in enumerate(items) if looks and item.image is not None]
-    text_only = [i for i, item in enumerate(items) if not (looks and item.image is not None)]
+    grounded = [i for i, item in enumerate(items) if looks and item.images]
+    text_only = [i for i, item in enumerate(items) if not (looks and item.images)]
     if grounded and features is None:
         features = picture_features(model, processor, [items[i] for i in grounded])
     for chosen in (grounded, text_only):
         texts = [option for i in chosen for option in items[i].options]
-        shown = [features[items[i].image] for i in chosen for _ in items[i].options] if chosen is grounded else None
+        shown = [features[image] for i in chosen for image in items[i].images] if chosen is grounded else None
         requests, pictures = make_requests(model, processor, texts, shown, official)
-        totals = sums(score_requests(model, requests, pictures, batch_tokens, progress))
+        per_token = score_requests(model, requests, pictures, batch_tokens, progress)
+        totals = sums(per_token)
+        if mean:
+            totals /= [max(1, len(tokens)) for tokens in per_token]
         ends = np.cumsum([len(items[i].options) for i in chosen])
         for i, part in zip(chosen, np.split(totals, ends[:-1]), strict=bool(chosen)):
             scores[i] = part

@@ -24,11 +24,10 @@ from transformers import (
 
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
-from .choices import Item, takes_pictures
+from .choices import Item, Picture, picture_features, takes_pictures
 from .minimal_pairs import MinimalPair
 from .output import check_results_folder, items_file, read_items, write_items, write_results
 from .predictions import official_predictions, write_collated, write_predictions
-from .rows import data_files
 from .tasks import FOLDERS, Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
@@ -133,31 +132,37 @@ def evaluate_model(
     for task, path in tasks.items():
         try:
             read[task] = task_of(path).read(path)
-            files = data_files(path, task_of(path).suffixes)
+            files = task_of(path).files(path)
             results["data_sha256"][task] = {file.name: sha256(file) for file in files}
         except (OSError, ValueError) as error:
             results["failed"][task] = str(error)
-    collated = {}
+    collated: dict[str, dict] = {}
+    features: dict[Picture, torch.Tensor] = {}  # of all tasks
     for task, items in read.items():
         kind, path = task_of(tasks[task]), items_file(output_dir, task)
-        measured = _measurement(results, name, task, kind.name, items)
+        pictures = list(dict.fromkeys(image for item in items for image in item.images))
+        pictures_used = takes_pictures(model) and bool(pictures)
         try:
+            measured = _measurement(results, name, task, kind.name, pictures if pictures_used else [])
             outcomes = _kept(path, measured)
             if outcomes is None:
                 options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
+                if pictures_used:
+                    features = picture_features(model, processor, items, features)
+                    options["features"] = features
                 outcomes = _score(kind, model, processor, items, **options)
                 write_items(path, measured, outcomes)
             rows = kind.measure(task, outcomes, sampling)
         except (OSError, ValueError) as error:
             results["failed"][task] = str(error)
             continue
-        pictures_used = takes_pictures(model) and any(item.image is not None for item in items)
-        results["tasks"] |= {key: {**row, "pictures_used": pictures_used} for key, row in rows.items()}
+        shown = {"pictures": len(pictures), "pictures_used": pictures_used}
+        results["tasks"] |= {key: {**row, **shown} for key, row in rows.items()}
         if predictions and tasks[task].resolve().name in FOLDERS:
             made = official_predictions(kind, items, outcomes)
             write_predictions(Path(output_dir, "predictions"), str(name), revision, kind, task, made)
             if not task.endswith("_fast"):
-                collated[kind.name] = made
+                collated.setdefault(kind.name, {}).update(made)
     if not results["tasks"]:
         raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in results["failed"].items()))
     if collated:
@@ -194,7 +199,7 @@ def _model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> 
     }
 
 
-def _measurement(results: dict, name: str | Path, task: str, kind: str, items: Sequence[Item | MinimalPair]) -> dict:
+def _measurement(results: dict, name: str | Path, task: str, kind: str, pictures: Sequence[Picture]) -> dict:
     """All that the scores of a task depend on; in `source`, None if that is not known."""
     folder = Path(name)
     source = results["model"]["commit"]
@@ -203,14 +208,13 @@ def _measurement(results: dict, name: str | Path, task: str, kind: str, items: S
             file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model")
         )
         source = _digest(files)
-    pictures = sorted({item.image for item in items if item.image is not None})
     return {
         "task": kind,
         "model": str(name),
         "source": source,
         "official": results["official"],
         "data_sha256": results["data_sha256"][task],
-        "pictures_sha256": _digest(pictures) if pictures else None,
+        "pictures_sha256": _picture_digest(pictures) if pictures else None,
         "versions": results["versions"],
     }
 
@@ -218,6 +222,12 @@ def _measurement(results: dict, name: str | Path, task: str, kind: str, items: S
 def _digest(files: Sequence[Path]) -> str:
     """One hash of the names and contents of files."""
     lines = [f"{sha256(file)}  {file.name}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _picture_digest(pictures: Sequence[Picture]) -> str:
+    """One hash of the names and contents of pictures."""
+    lines = [f"{hashlib.sha256(picture.read_bytes()).hexdigest()}  {picture.name}" for picture in sorted(pictures)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -45,6 +45,11 @@ class MinimalPair:
         """As in `Item`: (prefix, completion), the good one first."""
         return ("", self.good), ("", self.bad)
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """As in `Item`: the picture of each option."""
+        return () if self.image is None else (self.image, self.image)
+
 
 def read_pairs(path: Path) -> list[MinimalPair]:
     """Read the minimal pairs of a file, or of all files directly inside a folder, in order of file name and line.
@@ -60,7 +65,7 @@ def read_pairs(path: Path) -> list[MinimalPair]:
     for file, where, row in json_rows(path):
         pair = _parse(row, file, where)
         if pair.image is not None and pair.image not in checked_pictures:
-            _check_picture(pair.image, where)
+            check_picture(pair.image, where)
             checked_pictures.add(pair.image)
         pairs.append(pair)
     return pairs
@@ -81,11 +86,11 @@ def _parse(row: dict, file: Path, where: str) -> MinimalPair:
     )
 
 
-def _check_picture(image: Path, where: str) -> None:
+def check_picture(image: Path, where: str) -> None:
     """Raise unless the picture exists and its format and header can be read."""
     if not image.is_file():
         raise FileNotFoundError(
-            f"{where}: the picture {image} does not exist; image is relative to the file's folder."
+            f"{where}: the picture {image} does not exist; pictures are named relative to the file's folder."
         )
     try:
         with Image.open(image) as picture:

@@ -25,6 +25,8 @@ SHOWN = {  # of each metric: its name in tables, factor, and decimals
     "accuracy": ("accuracy %", 100, 1),
     "spearman": ("Spearman's ρ", 1, 3),
     "r2_gain": ("ΔR² %", 1, 2),
+    "kl": ("KL to people, nats", 1, 3),
+    "rsa": ("RSA, Spearman's ρ", 1, 3),
 }
 
 
@@ -138,6 +140,9 @@ def print_results(results: dict, console: Console | None = None) -> None:
     for task, row in results["tasks"].items():
         if row["nonfinite"]:
             console.print(f"{task}: {row['nonfinite']} items have scores that are not finite ({treatment}).")
+    blind = [task for task, row in results["tasks"].items() if row["pictures"] and not row["pictures_used"]]
+    if blind:
+        console.print(f"Pictures were not used, as this model takes none, for {', '.join(blind)}.", markup=False)
     for note in results["predictions"]:
         console.print(note, markup=False)
 

@@ -1,29 +1,38 @@
 """Predictions as the official BabyLM pipeline writes them, so that its collation script and the leaderboard read them.
 
-The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json. The collated file of the main revision holds
+The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; DevBench's scores are arrays beside `causal`,
+devbench/FOLDER.npy. The collated file of the main revision holds
 the predictions on the full data; the official script adds age of acquisition, GLUE, and the scores of earlier
 checkpoints on the fast data, where these are in the same tree.
 """
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..metrics.minimal_pair_accuracy.minimal_pair_accuracy import official_choice
 from ..metrics.surprisal_correlation.surprisal_correlation import first_form_probability
 from .choices import Item
+from .devbench import CONCEPTS, cosine_similarities
 from .minimal_pairs import MinimalPair
 from .output import write_whole
-from .tasks import COMPS, READING, WUG_ADJ, WUG_PAST, Outcome, Task
+from .tasks import COMPS, DEVBENCH, READING, WUG_ADJ, WUG_PAST, Outcome, Task
 
 COLLATED = "all_full_preds_and_fast_scores_causal.json"
 # Number of items of every subset of the full data; one number stands for a task that is its own only subset.
 SIZES = json.loads((Path(__file__).parent / "official_sizes.json").read_text(encoding="utf-8"))
 
+MULTIMODAL = {"vqa", "winoground", "devbench"}  # wanted of multimodal models alone
+
 
 def official_predictions(task: Task, items: Sequence[Item | MinimalPair], outcomes: Sequence[Outcome]) -> dict:
-    """`{subset: {"predictions": [{"id", "pred", …}]}}` of a task."""
+    """`{subset: {"predictions": [{"id", "pred", …}]}}` of a task; of DevBench's, the scores themselves."""
+    if task is DEVBENCH:
+        return {items[0].uid: {"predictions": _devbench_scores(outcomes).tolist()}}
     subsets: dict[str, dict[str, list]] = {}
     for number, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
         rows = subsets.setdefault(item.uid, {"predictions": []})["predictions"]
@@ -39,9 +48,23 @@ def official_predictions(task: Task, items: Sequence[Item | MinimalPair], outcom
     return subsets
 
 
+def _devbench_scores(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Choices: scores (items, pictures, 1 text). Concepts: their cosine similarities (concepts, concepts)."""
+    scores = np.array([outcome.scores for outcome in outcomes])
+    return cosine_similarities(scores) if outcomes[0].uid == CONCEPTS else scores[:, :, None]
+
+
 def write_predictions(output_dir: Path, model: str, revision: str | None, task: Task, folder: str, made: dict) -> None:
     """Write the predictions of a task into the tree."""
-    place = Path(output_dir) / Path(model).stem / (revision or "main") / "zero_shot" / "causal" / task.name
+    zero_shot = Path(output_dir) / Path(model).stem / (revision or "main") / "zero_shot"
+    if task is DEVBENCH:
+        ((subset, rows),) = made.items()
+        array = io.BytesIO()
+        np.save(array, np.array(rows["predictions"]), allow_pickle=False)
+        name = f"{folder}_pairwise_sims.npy" if subset == CONCEPTS else f"{folder}.npy"
+        write_whole(zero_shot / task.name / name, array.getvalue())
+        return
+    place = zero_shot / "causal" / task.name
     if task.name == "blimp_supplement":
         place = place.with_name("blimp")
     if task is not READING:
@@ -60,7 +83,8 @@ def write_collated(output_dir: Path, model: str, made: dict[str, dict]) -> list[
     """
     path = Path(output_dir) / Path(model).stem / COLLATED
     write_whole(path, json.dumps(made).encode())
-    notes = [f"{COLLATED}: {name} is missing." for name in SIZES if name not in made]
+    wanted_tasks = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
+    notes = [f"{COLLATED}: {name} is missing." for name in wanted_tasks if name not in made]
     for name, subsets in made.items():
         wanted = SIZES[name] if isinstance(SIZES[name], dict) else dict.fromkeys(subsets, SIZES[name])
         sizes = {subset.lower(): len(rows["predictions"]) for subset, rows in subsets.items()}

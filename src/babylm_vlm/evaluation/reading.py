@@ -10,7 +10,6 @@ tokenizer puts a space in front of a text, that scores other tokens than the wor
 context "None" of a word before for a missing value, and so that word goes unscored.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..metrics.reading_delta_r2.reading_delta_r2 import delta_r2, regression_columns
 from .choices import Item
 from .engine import Request, score_requests
-from .rows import data_files, number_field, numbered_lines
+from .rows import csv_rows, data_files, number_field
 from .scoring import make_requests, sums
 
 SUFFIXES = (".csv", ".csv.gz")
@@ -37,8 +36,7 @@ def read(path: Path) -> list[Item]:
     """
     items = []
     for file in data_files(Path(path), SUFFIXES):
-        for number, row in enumerate(csv.DictReader(line for _, line in numbered_lines(file)), start=2):
-            where = f"{file}:{number}"
+        for where, row in csv_rows(file):
             for name in ("item", "word", "prev_item", "prev_word", "sent_id"):
                 if row.get(name) is None:
                     raise ValueError(f"{where}: the column {name} is missing; is this the reading data?")

@@ -1,5 +1,6 @@
-"""Reading benchmark files: JSON lines, plain or compressed, with errors that name file and line."""
+"""Reading benchmark files: JSON lines or CSV, plain or compressed, with errors that name file and line."""
 
+import csv
 import gzip
 import json
 import zlib
@@ -49,7 +50,7 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     opener = gzip.open if file.name.endswith(".gz") else open
     empty = True
     try:
-        with opener(file, "rt", encoding="utf-8", newline="") as lines:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     empty = False
@@ -78,6 +79,12 @@ def json_rows(path: Path) -> Iterator[tuple[Path, str, dict]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: a line must be a JSON object.")
             yield file, where, row
+
+
+def csv_rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """`file:line` and fields of every row below the header of a CSV file. Errors as `numbered_lines`."""
+    for number, row in enumerate(csv.DictReader(line for _, line in numbered_lines(file)), start=2):
+        yield f"{file}:{number}", row
 
 
 def text_field(row: dict, name: str, where: str) -> str:

@@ -1,7 +1,8 @@
 r"""Accuracy on choices between texts, with its uncertainty, and paired comparisons of two models.
 
-What an item is worth, c_i, is defined in metrics/minimal_pair_accuracy, by default and by the official rule. The
-accuracy of a paradigm u is a_u = mean of c_i over its items; the reported accuracy is the macro average over
+What an item is worth, c_i, is defined in metrics/minimal_pair_accuracy, by default and by the official rule. (Official
+DevBench is strict: c_i = 1 where the right text's score is higher than all others.) The accuracy of a paradigm u is
+a_u = mean of c_i over its items; the reported accuracy is the macro average over
 paradigms, a = Σ_u w_u a_u with w_u = 1/U, so that large paradigms do not outweigh small ones. Where paradigms form G
 groups, it is the mean over groups of the mean over their paradigms.
 
@@ -96,6 +97,7 @@ def accuracy(
     seed: int = 0,
     group_of: Callable[[str], str] | None = None,
     official: bool = False,
+    strict: bool = False,
 ) -> Accuracy:
     """Macro-average accuracy with its interval; formulae at the top of this file.
 
@@ -106,11 +108,12 @@ def accuracy(
         seed: of the resampling.
         group_of: the group of a paradigm; by default each is alone in its own.
         official: count ties and failures as the official pipeline does.
+        strict: the official rule is that of DevBench.
 
     Raises:
         ValueError: no items, or scores of another shape.
     """
-    credit, ties, nonfinite, chance = _credit(scores, items, official)
+    credit, ties, nonfinite, chance = _credit(scores, items, official, strict)
     members = paradigm_members([item.uid for item in items])
     weights = _weights(members, group_of)
     resampled = _resample(credit, items, members, resamples, seed)
@@ -143,6 +146,7 @@ def difference_interval(
     seed: int = 0,
     group_of: Callable[[str], str] | None = None,
     official: bool = False,
+    strict: bool = False,
 ) -> Difference:
     """Accuracy of A minus accuracy of B with its interval and test, paired over items.
 
@@ -152,7 +156,7 @@ def difference_interval(
     Args:
         scores_a, scores_b: scores under the two models, as in `accuracy`, as are the other arguments.
     """
-    difference = _credit(scores_a, items, official)[0] - _credit(scores_b, items, official)[0]
+    difference = _credit(scores_a, items, official, strict)[0] - _credit(scores_b, items, official, strict)[0]
     members = paradigm_members([item.uid for item in items])
     weights = _weights(members, group_of)
     resampled = _resample(difference, items, members, resamples, seed)
@@ -175,14 +179,17 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
 
 
 def _credit(
-    scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool
+    scores: np.ndarray | Sequence[np.ndarray], items: Sequence[Clustered], official: bool, strict: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`item_credit` of n items, which must be there."""
     if not len(items):
         raise ValueError("there are no minimal pairs or other items to take an accuracy of.")
     if len(scores) != len(items):
         raise ValueError(f"{len(items)} items need {len(items)} rows of scores, not {len(scores)}.")
-    return item_credit(scores, official)
+    credit, ties, nonfinite, chance = item_credit(scores, official)
+    if official and strict:
+        credit = np.array([all(row[0] > other for other in row[1:]) for row in scores], dtype=np.float64)
+    return credit, ties, nonfinite, chance
 
 
 def _weights(members: dict[str, np.ndarray], group_of: Callable[[str], str] | None) -> np.ndarray:

@@ -5,17 +5,18 @@ A task reads a folder into items, scores them, and turns what came out into numb
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..metrics.surprisal_correlation.surprisal_correlation import correlation
-from . import comps, entity_tracking, ewok, reading, wug
+from ..metrics.winoground_score.winoground_score import example_credit
+from . import comps, devbench, entity_tracking, ewok, reading, vqa, winoground, wug
 from .choices import Item, score_choices
 from .minimal_pairs import MinimalPair, read_pairs
-from .rows import SUFFIXES, file_stem
+from .rows import SUFFIXES, data_files, file_stem
 from .statistics import Difference, accuracy, difference_interval, interval
 
 
@@ -45,10 +46,12 @@ class Task:
     Attributes:
         name: as in the official predictions.
         read: folder or file to items.
-        score: (model, processor, items, batch_tokens=, progress=, official=) to an array of scores for each item.
+        score: (model, processor, items, batch_tokens=, progress=, official=) to an array of scores for each item; if
+            items have pictures and the model takes them, also with their features=.
         measure: (folder's name, outcomes, sampling) to one row of `results.json` per number, by name.
         compare: the same for two models: (folder's name, outcomes of A, of B, sampling) to a `Difference` per number.
-        suffixes: of its files.
+        suffixes: of the files by which a folder of this task is known.
+        files: folder or file to all files that the items come from, pictures aside.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Task:
     measure: Callable[[str, Sequence[Outcome], Sampling], dict[str, dict]]
     compare: Callable[[str, Sequence[Outcome], Sequence[Outcome], Sampling], dict[str, Difference]]
     suffixes: tuple[str, ...] = SUFFIXES
+    files: Callable[[Path], list[Path]] = data_files
 
 
 def _measure_choices(
@@ -64,9 +68,11 @@ def _measure_choices(
     outcomes: Sequence[Outcome],
     sampling: Sampling,
     group_of: Callable[[str], str] | None = None,
+    strict: bool = False,
 ) -> dict[str, dict]:
     scores = [outcome.scores for outcome in outcomes]
-    found = accuracy(scores, outcomes, sampling.resamples, sampling.seed, group_of, sampling.official).to_dict()
+    rule = (group_of, sampling.official, strict)
+    found = accuracy(scores, outcomes, sampling.resamples, sampling.seed, *rule).to_dict()
     paradigms = {uid: {"value": row.pop("accuracy"), **row} for uid, row in found.pop("paradigms").items()}
     return {name: {"metric": "accuracy", "value": found.pop("accuracy"), **found, "paradigms": paradigms}}
 
@@ -77,10 +83,11 @@ def _compare_choices(
     b: Sequence[Outcome],
     sampling: Sampling,
     group_of: Callable[[str], str] | None = None,
+    strict: bool = False,
 ) -> dict[str, Difference]:
     scores = [[outcome.scores for outcome in outcomes] for outcomes in (a, b)]
-    found = difference_interval(*scores, a, sampling.resamples, sampling.seed, group_of, sampling.official)
-    return {name: found}
+    rule = (group_of, sampling.official, strict)
+    return {name: difference_interval(*scores, a, sampling.resamples, sampling.seed, *rule)}
 
 
 Statistic = Callable[[str, Sequence[Outcome], np.ndarray], dict[str, np.ndarray]]
@@ -95,15 +102,39 @@ def _gains(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[s
     return reading.gains([outcome.scores for outcome in outcomes], outcomes, counts)
 
 
+def _paper_scores(name: str, examples: Sequence[Outcome], counts: np.ndarray, official: bool) -> dict[str, np.ndarray]:
+    credit = example_credit([np.reshape(example.scores, (2, 2)) for example in examples], official)[0]
+    totals = counts.sum(axis=1)
+    return {f"{name}_{key}": counts @ credit[key] / totals for key in ("text_score", "image_score", "group_score")}
+
+
+def _divergence(name: str, outcomes: Sequence[Outcome], counts: np.ndarray, group: str) -> dict[str, np.ndarray]:
+    scores = np.array([outcome.scores for outcome in outcomes])
+    people = [[outcome.facts[f"{group}/{k}"] for k in range(1, scores.shape[1] + 1)] for outcome in outcomes]
+    return {name: devbench.divergence(scores, np.array(people), counts)}
+
+
+def _similarity(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
+    people = np.zeros((len(outcomes), len(outcomes)))
+    for i, outcome in enumerate(outcomes):
+        people[i, :i] = [outcome.facts[str(j)] for j in range(i)]
+    return {name: devbench.similarity(np.array([outcome.scores for outcome in outcomes]), people, counts)}
+
+
 def _measure(
-    name: str, outcomes: Sequence[Outcome], sampling: Sampling, statistic: Statistic, metric: str
+    name: str,
+    outcomes: Sequence[Outcome],
+    sampling: Sampling,
+    statistic: Statistic,
+    metric: str,
+    chance: float | dict[str, float] = 0.0,
 ) -> dict[str, dict]:
-    """A statistic over all items, with its bootstrap interval."""
+    """A statistic over all items, with its bootstrap interval; `chance` is that of all its numbers, or of each."""
     once = np.ones((1, len(outcomes)), dtype=np.int64)
     values = statistic(name, outcomes, once)
     resampled = statistic(name, outcomes, _bootstrap_counts(outcomes, sampling))
     scores = [outcome.scores for outcome in outcomes]
-    tied = [row[0] == row[1] for row in scores] if metric == "spearman" else []
+    tied = [len(set(row)) < len(row) for row in scores] if metric in ("spearman", "accuracy") else []
     failed = [not np.isfinite(row).all() for row in scores]
     counted = {"items": len(outcomes), "ties": int(sum(tied)), "nonfinite": int(sum(failed))}
     return {
@@ -111,7 +142,7 @@ def _measure(
             "metric": metric,
             "value": float(value[0]),
             "interval": list(interval(resampled[key])),
-            "chance": 0.0,
+            "chance": chance[key] if isinstance(chance, dict) else chance,
             **counted,
             "paradigms": {},
         }
@@ -143,6 +174,65 @@ def _bootstrap_counts(outcomes: Sequence[Outcome], sampling: Sampling) -> np.nda
     return drawn[:, cluster_of]
 
 
+def _examples(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Winoground's complete examples, each with its four scores as `winoground.paired` has them."""
+    return [
+        Outcome("winoground", example, tuple(scores.ravel().tolist()), {})
+        for example, scores in winoground.paired(outcomes).items()
+    ]
+
+
+def _measure_winoground(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """The unpaired accuracy, and the paper's three scores if there are complete examples."""
+    rows, examples = _measure_choices(name, outcomes, sampling), _examples(outcomes)
+    if not examples:
+        return rows
+    chance = {f"{name}_text_score": 1 / 4, f"{name}_image_score": 1 / 4, f"{name}_group_score": 1 / 6}
+    statistic = partial(_paper_scores, official=sampling.official)
+    return rows | _measure(name, examples, sampling, statistic, "accuracy", chance)
+
+
+def _compare_winoground(
+    name: str, a: Sequence[Outcome], b: Sequence[Outcome], sampling: Sampling
+) -> dict[str, Difference]:
+    rows, examples = _compare_choices(name, a, b, sampling), (_examples(a), _examples(b))
+    statistic = partial(_paper_scores, official=sampling.official)
+    return rows | _compare(name, *examples, sampling, statistic) if examples[0] else rows
+
+
+def _asked(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The items about which each group of people was asked, such as `kl_age_4`."""
+    asked: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        for group in dict.fromkeys(fact.partition("/")[0] for fact in outcome.facts):
+            asked.setdefault(group, []).append(outcome)
+    return asked
+
+
+def _measure_devbench(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """Accuracy and distance to people of choices, or the similarity of concepts."""
+    if outcomes[0].uid == devbench.CONCEPTS:
+        return _measure(name, outcomes, sampling, _similarity, "rsa")
+    rows = _measure_choices(name, outcomes, sampling, strict=True)
+    for group, asked in _asked(outcomes).items():
+        key, statistic = f"{name}_{group}", partial(_divergence, group=group)
+        blind = [replace(outcome, scores=(0.0,) * len(outcome.scores)) for outcome in asked]
+        guessing = statistic(key, blind, np.ones((1, len(blind)), dtype=np.int64))
+        rows |= _measure(key, asked, sampling, statistic, "kl", float(guessing[key][0]))
+    return rows
+
+
+def _compare_devbench(
+    name: str, a: Sequence[Outcome], b: Sequence[Outcome], sampling: Sampling
+) -> dict[str, Difference]:
+    if a[0].uid == devbench.CONCEPTS:
+        return _compare(name, a, b, sampling, _similarity)
+    rows = _compare_choices(name, a, b, sampling, strict=True)
+    for (group, asked), other in zip(_asked(a).items(), _asked(b).values(), strict=True):
+        rows |= _compare(f"{name}_{group}", asked, other, sampling, partial(_divergence, group=group))
+    return rows
+
+
 _accuracy = {"score": score_choices, "measure": _measure_choices, "compare": _compare_choices}
 _by_split = {
     "measure": partial(_measure_choices, group_of=entity_tracking.split_of),
@@ -170,6 +260,18 @@ READING = Task(
     partial(_measure, statistic=_gains, metric="r2_gain"),
     partial(_compare, statistic=_gains),
     reading.SUFFIXES,
+    partial(data_files, suffixes=reading.SUFFIXES),
+)
+VQA = Task("vqa", vqa.read, **_accuracy)
+WINOGROUND = Task("winoground", winoground.read, score_choices, _measure_winoground, _compare_winoground)
+DEVBENCH = Task(
+    "devbench",
+    devbench.read,
+    devbench.score,
+    _measure_devbench,
+    _compare_devbench,
+    devbench.SUFFIXES,
+    devbench.files,
 )
 
 FOLDERS = {
@@ -185,14 +287,25 @@ FOLDERS = {
     "wug_past_tense": WUG_PAST,
     "comps": COMPS,
     "reading": READING,
+    "vqa_filtered": VQA,
+    "winoground_filtered": WINOGROUND,
+    **dict.fromkeys(devbench.SUBSETS, DEVBENCH),
 }
 BY_NAME = {task.name: task for task in (MINIMAL_PAIRS, *FOLDERS.values())}
 # Folders of the official layout that are not measured here.
 SKIPPED = {
     "glue_filtered": "GLUE needs fine-tuning",
-    "vqa_filtered": "VQA is not supported yet",
-    "winoground_filtered": "Winoground is not supported yet",
     "cdi_childes": "age of acquisition is not supported yet",
+}
+OFFICIAL_DATA = "https://osf.io/ryjfm"
+PIPELINE = "https://github.com/babylm/evaluation-pipeline-2025"
+SOURCES = {  # of tasks whose files are not all in the official data, or whose pictures are elsewhere
+    "ewok": "agree to the terms at https://huggingface.co/datasets/ewok-core/ewok-core-1.0, and make ewok_filtered "
+    f"with evaluation_pipeline/ewok/dl_and_filter.py of {PIPELINE}",
+    "vqa": f"take vqa_filtered from {OFFICIAL_DATA}",
+    "winoground": f"take winoground_filtered from {OFFICIAL_DATA}, and ask for access to its pictures at "
+    f"https://huggingface.co/datasets/{winoground.PICTURES}",
+    "devbench": f"run evaluation_pipeline/devbench/download_data.sh of {PIPELINE}",
 }
 
 
@@ -207,6 +320,7 @@ def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path
 
     Args:
         data: the folder; if it holds benchmark files itself, it is by default one task, named after the folder.
+            Those of DevBench may also be in its `assets` or `devbench/assets`.
         names: which tasks to take (subfolders, official task names such as `blimp`, or files without their suffix); by
             default all subfolders but those in `SKIPPED`.
 
@@ -220,7 +334,8 @@ def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path
         tasks, inside = {file_stem(data): data}, {}
     else:
         tasks = {data.resolve().name: data} if _holds_task(data) else {}
-        inside = {folder.name: folder for folder in sorted(data.iterdir()) if _holds_task(folder)}
+        folders = sorted([*data.iterdir(), *data.glob("assets/*"), *data.glob("devbench/assets/*")])
+        inside = {folder.name: folder for folder in folders if _holds_task(folder)}
     if names is None:
         found = tasks or {name: folder for name, folder in inside.items() if name not in SKIPPED}
         if not found:
@@ -238,7 +353,8 @@ def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path
         matching = [name] if name in known else [key for key, path in known.items() if task_of(path).name == name]
         if not matching:
             there = ", ".join(known) or "none"
-            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.")
+            advice = f" To get it, {SOURCES[name]}." if name in SOURCES else ""
+            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.{advice}")
         for key in matching:
             if key in SKIPPED:
                 raise ValueError(f"{known[key]} cannot be measured: {SKIPPED[key]}.")
