@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
@@ -20,10 +21,12 @@ class CaptionedPictures:
     Attributes:
         pictures: paths or PIL images.
         captions: `(index into pictures, caption)`, in the order of the data.
+        names: of the pictures: their paths in the folder, or the data set's row numbers.
     """
 
     pictures: Sequence[Path | Image.Image]
     captions: list[tuple[int, str]]
+    names: list[str]
 
 
 def read_captions(source: str, image_column: str = "image", caption_column: str = "text") -> CaptionedPictures:
@@ -44,7 +47,7 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
             for text in texts if isinstance(texts, list) else [texts]:
                 check_caption(text, f"{source}, row {index},")
                 captions.append((index, text))
-        found = CaptionedPictures(rows[image_column], captions)
+        found = CaptionedPictures(rows[image_column], captions, [f"{source}/{row}" for row in range(len(rows))])
     if not found.captions:
         raise ValueError(f"The captions in {source} are empty: there is no picture with a caption.")
     return found
@@ -73,7 +76,7 @@ def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
                 f"{metadata}:{number} has a caption without its picture: {folder / name} is missing."
             )
         captions.append((pictures.setdefault(name, len(pictures)), caption))
-    return CaptionedPictures([folder / name for name in pictures], captions)
+    return CaptionedPictures([folder / name for name in pictures], captions, list(pictures))
 
 
 def check_caption(caption: str | None, where: str) -> None:
@@ -105,8 +108,12 @@ class CaptionRows(Dataset):
 
     Args:
         captions: `(index into features, caption)`.
-        features: pooled features (pictures, g*g, vision_hidden_size).
+        features: pooled features (pictures, g*g, vision_hidden_size), in memory or stored.
         tokenizer: with `tokenizer.image_token`; puts `<s>` in front itself.
+
+    Attributes:
+        words: (captions,) whitespace-separated words in each caption.
+        tokens: (captions,) tokens in each row.
     """
 
     def __init__(self, captions: list[tuple[int, str]], features: torch.Tensor, tokenizer: PreTrainedTokenizerBase):
@@ -115,6 +122,8 @@ class CaptionRows(Dataset):
         image_tokens = tokenizer.image_token * features.shape[1]
         prompts = [f"{image_tokens} {caption}" for _, caption in captions]
         self.rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(prompts)["input_ids"]]
+        self.words = np.array([len(caption.split()) for _, caption in captions])
+        self.tokens = np.array([len(row) for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
