@@ -97,7 +97,7 @@ def write_state(folder: Path, state: dict) -> None:
 
 
 def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict) -> None:
-    """Put the finished model into the run's folder, its state last, and remove what only resuming needs."""
+    """Put the finished model into the run's folder, its state last."""
     with new_folder(output / "final", overwrite=True, marker=STATE_FILE) as folder:
         write_checkpoint(folder, model, processor, state)
     final = output / "final"
@@ -106,7 +106,12 @@ def finish(output: Path, model: PreTrainedModel, processor: Processor, state: di
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
-    final.rmdir()
+    tidy(output)
+
+
+def tidy(output: Path) -> None:
+    """Remove from the folder of a finished run what only resuming needs."""
+    shutil.rmtree(output / "final", ignore_errors=True)
     remove_resume_points(output)
 
 

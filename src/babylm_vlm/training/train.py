@@ -50,6 +50,7 @@ from .checkpoints import (
     resume_point,
     run_folder,
     sigterm_stops,
+    tidy,
 )
 from .recipe import Recipe, training_arguments
 from .schedule import Schedule, checkpoint_steps, make_schedule
@@ -106,6 +107,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
     output = Path(recipe.output_dir)
     earlier = earlier_state(output) if resume else None
     if earlier and earlier["finished"]:
+        tidy(output)
         return earlier
     arguments = training_arguments(recipe, output)
     if arguments.should_save and earlier is None:
