@@ -130,3 +130,37 @@ class CaptionRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor(self.rows[index]), "image_features": self.features[self.pictures[index]]}
+
+
+class CaptionBlocks(Dataset):
+    """Captions in rows that weigh what a block of text weighs, so that both are mixed by words and not by rows.
+
+    Args:
+        captions: one caption a row.
+        block_size: a row is as many captions as together have no more than so many tokens, or a single longer one.
+        seed: which captions share a row is drawn anew for each.
+
+    Attributes:
+        words: (rows,) words in each row.
+        tokens: (rows,) tokens in each row.
+    """
+
+    def __init__(self, captions: CaptionRows, block_size: int, seed: int):
+        self.captions = captions
+        self.rows: list[list[int]] = []
+        left = 0
+        for index in torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist():
+            if captions.tokens[index] > left:
+                self.rows.append([])
+                left = block_size
+            self.rows[-1].append(index)
+            left -= captions.tokens[index]
+        self.words = np.array([captions.words[row].sum() for row in self.rows])
+        self.tokens = np.array([captions.tokens[row].sum() for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        """The captions of a row, as `CaptionRows` gives them."""
+        return [self.captions[i] for i in self.rows[index]]

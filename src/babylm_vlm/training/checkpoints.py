@@ -12,9 +12,11 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -80,8 +82,14 @@ class Checkpoints(TrainerCallback):
         remove_resume_points(self.output, keep=point)
 
 
-def write_checkpoint(folder: Path, model: PreTrainedModel, processor: Processor, state: dict) -> None:
-    """A complete checkpoint: weights, tokenizer or processor, remote code, vision tower, state and model card."""
+def write_checkpoint(folder: Path, model: PreTrainedModel | PeftModel, processor: Processor, state: dict) -> None:
+    """A complete checkpoint: weights, tokenizer or processor, remote code, vision tower, state and model card.
+
+    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        model = deepcopy(model).merge_and_unload()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_state(folder, state)

@@ -39,11 +39,16 @@ class Recipe:
         vision_feature_layer: which hidden state of the tower is pooled.
         vision_grid: pooled to `vision_grid x vision_grid` visual tokens.
         features: folder that `babylm-vlm features` made of these captions; None: the tower runs before training.
+        pack_captions: a row is as many captions as fill `block_size` tokens, so that text and captions are mixed by
+            words and an update reads as much of either; else a row is one caption.
         data_order: `mixed`; `text_first` or `captions_first`: all passes over one, then all over the other.
         word_budget: words the run may see, repetitions included; it stops before the update that would exceed them.
             Without `num_train_epochs` it makes as many passes as that needs.
         checkpoint_words: leave a checkpoint `chck_…` at these numbers of words seen; `babylm`: 1M … 9M, 10M … 90M,
             100M … 1000M, as the challenge asks.
+        lora: fields of `peft.LoraConfig`, such as `{r: 16, lora_alpha: 32}`: the decoder stays the ancestor's and
+            adapters are trained, and the projector. The checkpoint has them folded in; `adapter/` in it has them alone:
+            scaled by α they give the merge with the ancestor at α. None: all weights are trained.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
         embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
         training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
@@ -71,9 +76,11 @@ class Recipe:
     vision_feature_layer: int = -2
     vision_grid: int = 1
     features: str | None = None
+    pack_captions: bool = False
     data_order: str = "mixed"
     word_budget: int | None = None
     checkpoint_words: str | list[int] | None = None
+    lora: dict | None = None
     projector_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     training: dict = field(default_factory=dict)
@@ -131,10 +138,13 @@ def make_recipe(keys: dict, where: str) -> Recipe:
         raise ValueError(f"'data_order' must be one of {', '.join(ORDERS)}, not {recipe.data_order!r}, in {where}.")
     if recipe.model not in ("language", "multimodal"):
         raise ValueError(f"'model' must be 'language' or 'multimodal', not {recipe.model!r}, in {where}.")
-    if recipe.model == "language" and recipe.captions:
-        raise ValueError(f"A language model takes no 'captions': remove the key from {where}.")
+    for key in ("captions", "features"):
+        if recipe.model == "language" and getattr(recipe, key):
+            raise ValueError(f"A language model takes no '{key}': remove the key from {where}.")
     if recipe.model == "language" and not recipe.text:
         raise ValueError(f"A language model needs 'text', a list of files or data sets, in {where}.")
+    if recipe.lora is not None and recipe.init_from is None:
+        raise ValueError(f"'lora' needs 'init_from', the model that adapters are added to, in {where}.")
     if recipe.model == "multimodal" and not recipe.captions:
         raise ValueError(f"A multimodal model needs 'captions', a folder or data set, in {where}.")
     return recipe

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import ConcatDataset, Dataset
@@ -33,7 +34,7 @@ from transformers import (
     set_seed,
 )
 
-from ..data.captions import CaptionedPictures, CaptionRows, read_captions
+from ..data.captions import CaptionBlocks, CaptionedPictures, CaptionRows, read_captions
 from ..data.features import Features, StoredFeatures, describe_features, picture_features
 from ..data.packing import PackingCollator
 from ..data.text import TextBlocks, count_words, first_words, read_sentences
@@ -63,6 +64,7 @@ DECODER_SHAPE = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+DECODER_MATRICES = r".*\.layers\.\d+\..*_proj"
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Prepared:
     model: PreTrainedModel
     processor: ProcessorMixin | PreTrainedTokenizerBase
     text: TextBlocks | None
-    captions: CaptionRows | None
+    captions: CaptionRows | CaptionBlocks | None
     data: list[dict]
     data_sha256: str
 
@@ -144,7 +146,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
             "tokens_seen": int(tokens[step]),
             "steps": step,
             "final_loss": losses[-1] if losses else None,
-            "parameters": run.model.num_parameters(),
+            "parameters": parameters,
             "seed": arguments.seed,
             "precision": "bf16 autocast" if arguments.bf16 else "fp32",
             "hardware": hardware(),
@@ -153,12 +155,12 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
             "recipe": keys,
         }
 
-    ancestor = describe_ancestor(recipe.init_from)
+    ancestor, parameters = describe_ancestor(recipe.init_from), run.model.num_parameters()
     if recipe.embedding_learning_rate == 0:
         run.model.get_input_embeddings().requires_grad_(False)  # spares the time of its gradient
     with run_folder(output, earlier or describe(TrainerState()), arguments.should_save):
         trainer = TwinTrainer(
-            model=run.model,
+            model=run.model if recipe.lora is None else add_adapters(run.model, recipe),
             args=arguments,
             train_dataset=ConcatDataset(sources),
             data_collator=PackingCollator(tokenizer_of(run.processor), recipe.block_size),
@@ -175,7 +177,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
                 f"Stopped by SIGTERM after step {state['steps']} of {steps}; go on with the same command and --resume."
             )
         if arguments.should_save:
-            finish(output, run.model, run.processor, state)
+            finish(output, trainer.model, run.processor, state)
     return state
 
 
@@ -202,8 +204,11 @@ def prepare(recipe: Recipe, device: torch.device, point: Path | None = None) -> 
         digest.update(json.dumps(found.captions).encode())
         features = load_features(recipe, model.to(device), processor, found)
         captions = CaptionRows(found.captions, features, tokenizer)
+        words = int(captions.words.sum())
+        if recipe.pack_captions:
+            captions = CaptionBlocks(captions, recipe.block_size, recipe.training.get("seed", 0))
         described = {"captions": len(found.captions), "pictures": len(found.pictures)}
-        data.append({"name": recipe.captions, "words": int(captions.words.sum()), **described})
+        data.append({"name": recipe.captions, "words": words, **described})
     return Prepared(model, processor, text, captions, data, digest.hexdigest())
 
 
@@ -313,6 +318,20 @@ def load_features(
     if recipe.features is None:
         return picture_features(model.model, processor.image_processor, found.pictures)
     return StoredFeatures(Path(recipe.features), describe_features(model.model, found))
+
+
+def add_adapters(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """The model with LoRA adapters on all matrices of the decoder's layers; they and the projector are trained.
+
+    Raises:
+        ValueError: `lora` has a field that is none of `peft.LoraConfig`.
+    """
+    projector = ["multi_modal_projector"] if recipe.model == "multimodal" else None
+    try:
+        config = LoraConfig(**{"target_modules": DECODER_MATRICES, "modules_to_save": projector} | recipe.lora)
+    except TypeError as error:
+        raise ValueError(f"'lora' has a wrong field: {error}") from error
+    return get_peft_model(model, config)
 
 
 def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
