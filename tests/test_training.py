@@ -93,7 +93,7 @@ def multimodal(tmp_path_factory, language, captions, tiny_tower):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_read(path):
-    overrides = {"text": ["a.txt"]} if "language" in path.stem else {"captions": "data/captions"}
+    overrides = {"captions": "data/captions"} if "multimodal" in path.stem else {"text": ["a.txt"]}
     recipe = read_recipe(path, {} if path.stem.startswith("demo") else overrides)
     arguments = training_arguments(recipe, Path(recipe.output_dir))
     assert recipe.model == ("multimodal" if "multimodal" in path.stem else "language")
@@ -103,7 +103,15 @@ def test_shipped_recipes_are_read(path):
 
 def test_there_are_recipes():
     names = {path.stem for path in RECIPES}
-    assert names >= {f"{place}_{kind}" for place in ("demo", "laptop") for kind in ("language", "multimodal")}
+    assert names >= {f"{place}_{kind}" for place in ("demo", "laptop", "paper") for kind in ("language", "multimodal")}
+    assert names >= {"strict_small", "strict"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_keys_of_a_recipe_are_explained(path):
+    lines = [line for line in path.read_text().splitlines() if line[:1].isalpha()]
+    assert path.read_text().startswith("# ") and all(len(line) <= 119 for line in lines)
+    assert sum("#" in line for line in lines) >= min(4, len(lines) // 4)
 
 
 def test_keys_go_to_the_recipe_or_to_the_trainer_and_overrides_win(tmp_path):

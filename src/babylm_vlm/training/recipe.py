@@ -47,8 +47,8 @@ class Recipe:
         checkpoint_words: leave a checkpoint `chck_…` at these numbers of words seen; `babylm`: 1M … 9M, 10M … 90M,
             100M … 1000M, as the challenge asks.
         lora: fields of `peft.LoraConfig`, such as `{r: 16, lora_alpha: 32}`: the decoder stays the ancestor's and
-            adapters are trained, and the projector. The checkpoint has them folded in; `adapter/` in it has them alone:
-            scaled by α they give the merge with the ancestor at α. None: all weights are trained.
+            adapters are trained, and the projector. The checkpoint has them folded in; `adapter/` in it has them
+            alone: scaled by α they give the merge with the ancestor at α. None: all weights are trained.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
         embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
         training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.

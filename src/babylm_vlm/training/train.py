@@ -31,6 +31,7 @@ from transformers import (
     ProcessorMixin,
     Trainer,
     TrainerState,
+    TrainingArguments,
     set_seed,
 )
 
@@ -116,7 +117,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
         check_new_folder(output, overwrite, STATE_FILE)
     set_seed(arguments.seed)
     point = resume_point(output, earlier["steps"]) if earlier and earlier["steps"] else None
-    run = prepare(recipe, arguments.device, point)
+    run = prepare(recipe, arguments, point)
     keys = {key: value for key, value in asdict(recipe).items() if key != "training"} | recipe.training
     if earlier:
         check_same_run(earlier, keys, run.data_sha256, output)
@@ -181,7 +182,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
     return state
 
 
-def prepare(recipe: Recipe, device: torch.device, point: Path | None = None) -> Prepared:
+def prepare(recipe: Recipe, arguments: TrainingArguments, point: Path | None = None) -> Prepared:
     """Everything that training needs, from the recipe; the tokenizer of a resume point, if there is one."""
     sentences = {source: read_sentences(source, recipe.text_column) for source in recipe.text}
     tokenizer = load_tokenizer(recipe, sentences) if point is None else AutoTokenizer.from_pretrained(point)
@@ -202,11 +203,11 @@ def prepare(recipe: Recipe, device: torch.device, point: Path | None = None) -> 
         model, processor = give_eyes(model, recipe, tokenizer)
         found = read_captions(recipe.captions, recipe.image_column, recipe.caption_column)
         digest.update(json.dumps(found.captions).encode())
-        features = load_features(recipe, model.to(device), processor, found)
+        features = load_features(recipe, model.to(arguments.device), processor, found)
         captions = CaptionRows(found.captions, features, tokenizer)
         words = int(captions.words.sum())
         if recipe.pack_captions:
-            captions = CaptionBlocks(captions, recipe.block_size, recipe.training.get("seed", 0))
+            captions = CaptionBlocks(captions, recipe.block_size, arguments.seed)
         described = {"captions": len(found.captions), "pictures": len(found.pictures)}
         data.append({"name": recipe.captions, "words": words, **described})
     return Prepared(model, processor, text, captions, data, digest.hexdigest())
