@@ -22,7 +22,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset
-from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import babylm_vlm.demo.demo as demo
 from babylm_vlm.data.captions import CaptionRows
@@ -60,28 +68,39 @@ class PixelCollator(PackingCollator):
         return batch | {"pixel_values": torch.stack([sample["pixel_values"] for sample in given])}
 
 
-def seconds(model: torch.nn.Module, rows: Dataset, collator, batch_size: int, steps: int) -> float:
-    """Wall-clock time of `steps` updates, after one that warms up."""
-    times = {}
-    for count in (1, 1 + steps):
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder,
-                max_steps=count,
-                per_device_train_batch_size=batch_size,
-                bf16=bf16_is_fast(),
-                use_cpu=not torch.accelerator.is_available(),
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                remove_unused_columns=False,
-            )
-            trainer = Trainer(model, arguments, data_collator=collator, train_dataset=rows)
-            start = time.perf_counter()
-            trainer.train()
-            times[count] = time.perf_counter() - start
-    return times[1 + steps] - times[1]
+class Clock(TrainerCallback):
+    """Times a run from the end of update `warmup` to its end."""
+
+    def __init__(self, warmup: int):
+        self.warmup, self.start, self.seconds = warmup, 0.0, 0.0
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Read the clock, with the GPU's work done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == self.warmup:
+            self.start = time.perf_counter()
+        self.seconds = time.perf_counter() - self.start
+
+
+def seconds(model: torch.nn.Module, rows: Dataset, collator, batch: int, steps: int, warmup: int, **keys) -> float:
+    """Wall-clock time of `steps` updates, after `warmup` others."""
+    clock = Clock(warmup)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            max_steps=warmup + steps,
+            per_device_train_batch_size=batch,
+            use_cpu=not torch.accelerator.is_available(),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            remove_unused_columns=False,
+            **keys,
+        )
+        Trainer(model, arguments, data_collator=collator, train_dataset=rows, callbacks=[clock]).train()
+    return clock.seconds
 
 
 def matmul_rate(size: int = 2048, rounds: int = 10) -> float:
@@ -132,9 +151,11 @@ def main() -> None:
             "captions one a row, padded": (captions, alone),
             "captions packed, tower in every step": (PixelRows(captions, pixels), PixelCollator(tokenizer, BLOCK)),
         }
-        times = {name: seconds(eyes, *side, batch, options.steps) for name, side in sides.items()}
+        times = {
+            name: seconds(eyes, *side, batch, options.steps, 1, bf16=bf16_is_fast()) for name, side in sides.items()
+        }
     text = TextBlocks(lines, tokenizer, BLOCK)
-    taken = seconds(language, text, packed, 32, options.steps)
+    taken = seconds(language, text, packed, 32, options.steps, 1, bf16=bf16_is_fast())
     tokens = options.steps * 32 * BLOCK
     rate = model_flops(language, tokens, BLOCK) / taken / matmul_rate()
 

@@ -9,14 +9,12 @@ on a CPU with a tiny model; its numbers mean nothing.
 """
 
 import argparse
-import tempfile
-import time
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from training import matmul_rate, model_flops
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from training import matmul_rate, model_flops, seconds
+from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from babylm_vlm.training.train import hardware
 
@@ -30,41 +28,13 @@ STRICT_WORDS, TOKENS_A_WORD = 1_000_000_000, 1.35  # 100M words, ten passes; 16k
 OURS = {"bf16": True, "torch_compile": True, "optim": "adamw_torch_fused"}
 
 
-class Clock(TrainerCallback):
-    """Times the updates after the first `warmup`, which compile."""
-
-    def __init__(self, warmup: int):
-        self.warmup, self.times = warmup, {}
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Note when the updates to be timed begin and end."""
-        if state.global_step in (self.warmup, state.max_steps):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.times[state.global_step] = time.perf_counter()
-
-
 def measure(shape: dict, vocabulary: int, length: int, batch: int, steps: int, keys: dict) -> tuple[float, float, int]:
     """Tokens a second, FLOPs a second and peak bytes of GPU memory."""
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape))
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(vocabulary, (batch * 4, length))]
-    clock = Clock(warmup=5)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=5 + steps,
-            per_device_train_batch_size=batch,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            **keys,
-        )
-        Trainer(model, arguments, train_dataset=rows, callbacks=[clock]).train()
-    taken, tokens = clock.times[5 + steps] - clock.times[5], steps * batch * length
+    taken, tokens = seconds(model, rows, default_data_collator, batch, steps, 5, **keys), steps * batch * length
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return tokens / taken, model_flops(model, tokens, length) / taken, memory
 
