@@ -155,7 +155,7 @@ def main() -> None:
             name: seconds(eyes, *side, batch, options.steps, 1, bf16=bf16_is_fast()) for name, side in sides.items()
         }
     text = TextBlocks(lines, tokenizer, BLOCK)
-    taken = seconds(language, text, packed, 32, options.steps, 1, bf16=bf16_is_fast())
+    taken = seconds(language, text, packed, 32, options.steps, warmup=1, bf16=bf16_is_fast())
     tokens = options.steps * 32 * BLOCK
     rate = model_flops(language, tokens, BLOCK) / taken / matmul_rate()
 

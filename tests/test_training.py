@@ -511,7 +511,7 @@ def test_missing_checkpoints_are_named(multimodal, tmp_path, monkeypatch, key, p
     name = place.format(root=tmp_path)
     with pytest.raises((OSError, ValueError), match=name.replace(".", r"\.")):
         run(tmp_path / "runs" / "run", **{**multimodal[0], key: name})
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_output_is_replaced_only_on_request(language, tmp_path):
