@@ -41,10 +41,44 @@ def demo(
 
 
 @app.command()
+def features(
+    dataset: Annotated[str, typer.Argument(help="Captions: a folder with metadata.jsonl, or a Hub data set.")],
+    vision_tower: Annotated[str, typer.Option("--vision-tower", help="Hub id or folder of the frozen tower.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder; an interrupted call goes on there.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="The tower's branch, tag or commit.")] = None,
+    layer: Annotated[int, typer.Option(help="Which hidden state of the tower is pooled.")] = -2,
+    grid: Annotated[int, typer.Option(help="Pooled to grid x grid visual tokens.", min=1)] = 1,
+    image_column: Annotated[str, typer.Option(help="Of a Hub data set.")] = "image",
+    caption_column: Annotated[str, typer.Option(help="Of the captions.")] = "text",
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a vision tower once over the pictures of a caption set; a recipe's `features` names the result."""
+    from .data.features import store_features
+
+    made = store_features(
+        dataset,
+        output_dir,
+        vision_tower,
+        revision=revision,
+        layer=layer,
+        grid=grid,
+        image_column=image_column,
+        caption_column=caption_column,
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    print(f"{output_dir}: pooled features of {made['pictures']} pictures.")
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML of recipe fields and TrainingArguments.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, replacing the recipe's.")] = None,
     output_dir: Annotated[Path | None, typer.Option("--output-dir", help="Replaces the recipe's output_dir.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run; without one, begin.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +91,7 @@ def train(
     keys = parse_overrides(overrides or []) | ({"output_dir": str(output_dir)} if output_dir else {})
     made = read_recipe(recipe, keys)
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
-        state = run(made, overwrite)
+        state = run(made, overwrite, resume)
     if as_json:
         print(json.dumps(state))
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
@@ -23,10 +24,12 @@ class CaptionedPictures:
     Attributes:
         pictures: paths or PIL images.
         captions: `(index into pictures, caption)`, in the order of the data.
+        names: of the pictures: their paths in the folder, or the data set's row numbers.
     """
 
     pictures: Sequence[Path | Image.Image]
     captions: list[tuple[int, str]]
+    names: list[str]
 
 
 def read_captions(source: str, image_column: str = "image", caption_column: str = "text") -> CaptionedPictures:
@@ -47,7 +50,7 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
             for text in texts if isinstance(texts, list) else [texts]:
                 check_caption(text, f"{source}, row {index},")
                 captions.append((index, text))
-        found = CaptionedPictures(rows[image_column], captions)
+        found = CaptionedPictures(rows[image_column], captions, [f"{source}/{row}" for row in range(len(rows))])
     if not found.captions:
         raise ValueError(f"The captions in {source} are empty: there is no picture with a caption.")
     return found
@@ -76,7 +79,7 @@ def _read_imagefolder(folder: Path, caption_column: str) -> CaptionedPictures:
                 f"{metadata}:{number} has a caption without its picture: {folder / name} is missing."
             )
         captions.append((pictures.setdefault(name, len(pictures)), caption))
-    return CaptionedPictures([folder / name for name in pictures], captions)
+    return CaptionedPictures([folder / name for name in pictures], captions, list(pictures))
 
 
 def check_caption(caption: str | None, where: str) -> None:
@@ -109,8 +112,12 @@ class CaptionRows(Dataset):
 
     Args:
         captions: `(index into features, caption)`.
-        features: pooled features (pictures, g*g, vision_hidden_size).
+        features: pooled features (pictures, g*g, vision_hidden_size), in memory or stored.
         tokenizer: with `tokenizer.image_token`; puts `<s>` in front itself.
+
+    Attributes:
+        words: (captions,) whitespace-separated words in each caption.
+        tokens: (captions,) tokens in each row.
     """
 
     def __init__(self, captions: list[tuple[int, str]], features: torch.Tensor, tokenizer: PreTrainedTokenizerBase):
@@ -119,9 +126,45 @@ class CaptionRows(Dataset):
         image_tokens = tokenizer.image_token * features.shape[1]
         prompts = [f"{image_tokens} {caption}" for _, caption in captions]
         self.rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(prompts)["input_ids"]]
+        self.words = np.array([len(caption.split()) for _, caption in captions])
+        self.tokens = np.array([len(row) for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor(self.rows[index]), "image_features": self.features[self.pictures[index]]}
+
+
+class CaptionBlocks(Dataset):
+    """Captions in rows that weigh what a block of text weighs, so that both are mixed by words and not by rows.
+
+    Args:
+        captions: one caption a row.
+        block_size: a row is as many captions as together have no more than so many tokens, or a single longer one.
+        seed: which captions share a row is drawn anew for each.
+
+    Attributes:
+        words: (rows,) words in each row.
+        tokens: (rows,) tokens in each row.
+    """
+
+    def __init__(self, captions: CaptionRows, block_size: int, seed: int):
+        self.captions = captions
+        self.rows: list[list[int]] = []
+        left = 0
+        for index in torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist():
+            if captions.tokens[index] > left:
+                self.rows.append([])
+                left = block_size
+            self.rows[-1].append(index)
+            left -= captions.tokens[index]
+        self.words = np.array([captions.words[row].sum() for row in self.rows])
+        self.tokens = np.array([captions.tokens[row].sum() for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[dict[str, torch.Tensor]]:
+        """The captions of a row, as `CaptionRows` gives them."""
+        return [self.captions[i] for i in self.rows[index]]

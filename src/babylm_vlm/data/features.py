@@ -1,24 +1,77 @@
-"""Pooled vision features: the frozen tower sees each picture once."""
+"""Pooled vision features: the frozen tower sees each picture once.
 
+Stored features are a folder of safetensors files of `PICTURES_A_FILE` pictures each. Every file appears whole and says
+in its metadata what made it, so that an interrupted run goes on with the files that are missing, and a model with
+another tower, layer or grid refuses them. They are read through a memory map: a picture costs memory when it is used.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoImageProcessor
 
-from ..model import BabylmVlmForConditionalGeneration
-from .captions import open_picture
+from ..files import named_source, sha256
+from ..model import BabylmVlmConfig, BabylmVlmModel
+from .captions import CaptionedPictures, open_picture, read_captions
 from .pictures import HubPicture
+
+PICTURES_A_FILE = 1024
+NO_DECODER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+class StoredFeatures:
+    """Pooled features on disk, read as a tensor (pictures, g*g, vision_hidden_size) would be.
+
+    Args:
+        folder: of `store_features`.
+        expected: what they must be, from `describe_features`.
+
+    Raises:
+        FileNotFoundError: there are no features, or not all.
+        ValueError: they are of other pictures, or of another tower, layer or grid.
+    """
+
+    def __init__(self, folder: Path, expected: dict[str, str]):
+        files = feature_files(folder, int(expected["pictures"]))
+        check_description(folder, expected)
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{missing[0]} is missing: make it with the command `babylm-vlm features`.")
+        self.files = []
+        for file in files:
+            with safe_open(file, "pt") as stored:
+                self.files.append(stored.get_tensor("features"))
+        self.shape = torch.Size([int(expected["pictures"]), *self.files[0].shape[1:]])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Features of a picture (g*g, vision_hidden_size)."""
+        return self.files[index // PICTURES_A_FILE][index % PICTURES_A_FILE]
+
+
+Features = torch.Tensor | StoredFeatures
 
 
 def picture_features(
-    model: BabylmVlmForConditionalGeneration,
+    model: BabylmVlmModel,
     image_processor,
     pictures: Sequence[Path | HubPicture | Image.Image],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Pooled features (pictures, g*g, vision_hidden_size) in fp32 on the CPU, with a progress bar.
+    """Pooled features (pictures, g*g, vision_hidden_size) in the model's dtype on the CPU, with a progress bar.
 
     Raises:
         FileNotFoundError, ValueError: a picture is missing or cannot be read.
@@ -27,5 +80,113 @@ def picture_features(
     for start in tqdm(range(0, len(pictures), batch_size), desc="pooled features", unit="batch", leave=False):
         batch = [open_picture(pictures[i]) for i in range(start, min(start + batch_size, len(pictures)))]
         pixels = image_processor(batch, return_tensors="pt")["pixel_values"]
-        features.append(model.pooled_features(pixels).float().cpu())
+        features.append(model.pooled_features(pixels).cpu())
     return torch.cat(features)
+
+
+def store_features(
+    captions: str,
+    output: Path,
+    vision_tower: str,
+    *,
+    revision: str | None = None,
+    layer: int = -2,
+    grid: int = 1,
+    image_column: str = "image",
+    caption_column: str = "text",
+    batch_size: int = 64,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Run a frozen tower once over the pictures of a caption set, in bf16 on a GPU, and store the pooled features.
+
+    What an earlier, interrupted call has stored is kept. Under `accelerate launch` the files are shared out.
+
+    Returns:
+        The description that the files carry.
+
+    Raises:
+        FileExistsError: the folder holds something else, and `overwrite` is off.
+        FileNotFoundError, ValueError: the tower or a picture is not there or cannot be read.
+    """
+    state = PartialState()
+    found = read_captions(captions, image_column, caption_column)
+    model, image_processor = load_eyes(vision_tower, revision, layer, grid)
+    model.to(state.device, torch.bfloat16 if state.device.type == "cuda" else torch.float32)
+    description = describe_features(model, found)
+    if state.is_main_process:
+        if overwrite and any(output.glob("features-*.safetensors")):
+            shutil.rmtree(output)
+        if output.exists() and any(output.iterdir()):
+            check_description(output, description)
+        output.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()
+    files = feature_files(output, len(found.pictures))
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    state.wait_for_everyone()
+    with state.split_between_processes(missing) as mine:
+        for number in tqdm(mine, desc="pooled features", unit="file", disable=not state.is_main_process):
+            first = number * PICTURES_A_FILE
+            pictures = found.pictures[first : first + PICTURES_A_FILE]
+            draft = files[number].with_suffix(f".{os.getpid()}.part")
+            features = picture_features(model, image_processor, pictures, batch_size)
+            save_file({"features": features}, draft, metadata=description)
+            os.replace(draft, files[number])
+    state.wait_for_everyone()
+    return description
+
+
+def load_eyes(
+    vision_tower: str, revision: str | None, layer: int, grid: int
+) -> tuple[BabylmVlmModel, AutoImageProcessor]:
+    """A model of which only the eyes are of use, and the tower's image processor."""
+    tower = {"pretrained_model_name_or_path": vision_tower, "revision": revision}
+    with named_source(vision_tower, "--vision-tower"):
+        width = AutoConfig.from_pretrained(**tower).hidden_size
+        image_processor = AutoImageProcessor.from_pretrained(**tower)
+    eyes = {"vision_tower": vision_tower, "vision_tower_revision": revision, "vision_hidden_size": width}
+    config = BabylmVlmConfig(**eyes, vision_feature_layer=layer, vision_grid=grid, **NO_DECODER)
+    return BabylmVlmModel(config).eval(), image_processor
+
+
+def describe_features(model: BabylmVlmModel, found: CaptionedPictures) -> dict[str, str]:
+    """What features are: their tower (of a local one the weights' hash), revision, layer, grid and pictures."""
+    config, folder = model.config, model.local_tower()
+    weights = [] if folder is None else [sha256(file) for file in sorted(folder.glob("*.safetensors"))]
+    return {
+        "vision_tower": config.vision_tower if folder is None else f"sha256:{'+'.join(weights)}",
+        "vision_tower_revision": config.vision_tower_revision or "main",
+        "vision_feature_layer": str(config.vision_feature_layer),
+        "vision_grid": str(config.vision_grid),
+        "pictures": str(len(found.pictures)),
+        "pictures_sha256": hashlib.sha256(json.dumps(found.names).encode()).hexdigest(),
+    }
+
+
+def feature_files(folder: Path, pictures: int) -> list[Path]:
+    """The files that hold the features of so many pictures, in order."""
+    count = math.ceil(pictures / PICTURES_A_FILE)
+    return [folder / f"features-{number:05}.safetensors" for number in range(count)]
+
+
+def check_description(folder: Path, expected: dict[str, str]) -> None:
+    """Raise unless every file of features in a folder is what it should be.
+
+    Raises:
+        FileNotFoundError: the folder has no features.
+        ValueError: a file is damaged, or of another tower, layer, grid or caption set.
+    """
+    files = sorted(folder.glob("features-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no features: make them with the command `babylm-vlm features`.")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as stored:
+                description = stored.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}): remove it and make it again.") from error
+        for key, value in expected.items():
+            if description.get(key) != value:
+                raise ValueError(
+                    f"The features in {folder} are of {key} {description.get(key)}, but {value} is needed: make them "
+                    "again with the command `babylm-vlm features`, in a new folder or with --overwrite."
+                )

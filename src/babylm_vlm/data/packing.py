@@ -46,12 +46,15 @@ class PackingCollator:
         self.given = torch.tensor([tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(tokenizer.image_token)])
         self.row_length = row_length
 
-    def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Samples `{"input_ids": (T,)[, "image_features": (g*g, D)]}` to a batch.
+    def __call__(
+        self, given: list[dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]]
+    ) -> dict[str, torch.Tensor]:
+        """Samples `{"input_ids": (T,)[, "image_features": (g*g, D)]}`, or lists of them, to a batch.
 
         Returns:
             input_ids, position_ids, labels (rows, width); use_cache; image_features (pictures, g*g, D) if any.
         """
+        samples = [sample for one in given for sample in (one if isinstance(one, list) else [one])]
         rows = pack([len(sample["input_ids"]) for sample in samples], self.row_length)
         width = max(sum(len(samples[i]["input_ids"]) for i in row) for row in rows)
         input_ids = torch.full((len(rows), width), self.pad)

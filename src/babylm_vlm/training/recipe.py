@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 WHOLE_NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 WHOLE_NUMBERS += ("block_size", "vision_grid")
+ORDERS = ("mixed", "text_first", "captions_first")
 NUMBER_WITHOUT_POINT = re.compile(r"[+-]?\d+[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 
 
@@ -37,6 +38,17 @@ class Recipe:
         vision_tower_revision: its branch, tag or commit on the Hub.
         vision_feature_layer: which hidden state of the tower is pooled.
         vision_grid: pooled to `vision_grid x vision_grid` visual tokens.
+        features: folder that `babylm-vlm features` made of these captions; None: the tower runs before training.
+        pack_captions: a row is as many captions as fill `block_size` tokens, so that text and captions are mixed by
+            words and an update reads as much of either; else a row is one caption.
+        data_order: `mixed`; `text_first` or `captions_first`: all passes over one, then all over the other.
+        word_budget: words the run may see, repetitions included; it stops before the update that would exceed them.
+            Without `num_train_epochs` it makes as many passes as that needs.
+        checkpoint_words: leave a checkpoint `chck_…` at these numbers of words seen; `babylm`: 1M … 9M, 10M … 90M,
+            100M … 1000M, as the challenge asks.
+        lora: fields of `peft.LoraConfig`, such as `{r: 16, lora_alpha: 32}`: the decoder stays the ancestor's and
+            adapters are trained, and the projector. The checkpoint has them folded in; `adapter/` in it has them
+            alone: scaled by α they give the merge with the ancestor at α. None: all weights are trained.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
         embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
         training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
@@ -63,6 +75,12 @@ class Recipe:
     vision_tower_revision: str | None = None
     vision_feature_layer: int = -2
     vision_grid: int = 1
+    features: str | None = None
+    pack_captions: bool = False
+    data_order: str = "mixed"
+    word_budget: int | None = None
+    checkpoint_words: str | list[int] | None = None
+    lora: dict | None = None
     projector_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     training: dict = field(default_factory=dict)
@@ -110,12 +128,23 @@ def make_recipe(keys: dict, where: str) -> Recipe:
     if not isinstance(recipe.text, list | str | None) or not isinstance(recipe.captions, str | None):
         raise ValueError(f"'text' must be a list of names and 'captions' one name, in {where}.")
     recipe.text = [recipe.text] if isinstance(recipe.text, str) else recipe.text or []
+    if recipe.word_budget is not None:
+        recipe.word_budget = _words(recipe.word_budget, "word_budget", where)
+    if recipe.checkpoint_words not in (None, "babylm"):
+        if not isinstance(recipe.checkpoint_words, list) or not recipe.checkpoint_words:
+            raise ValueError(f"'checkpoint_words' must be babylm or a list of numbers of words, in {where}.")
+        recipe.checkpoint_words = [_words(value, "checkpoint_words", where) for value in recipe.checkpoint_words]
+    if recipe.data_order not in ORDERS:
+        raise ValueError(f"'data_order' must be one of {', '.join(ORDERS)}, not {recipe.data_order!r}, in {where}.")
     if recipe.model not in ("language", "multimodal"):
         raise ValueError(f"'model' must be 'language' or 'multimodal', not {recipe.model!r}, in {where}.")
-    if recipe.model == "language" and recipe.captions:
-        raise ValueError(f"A language model takes no 'captions': remove the key from {where}.")
+    for key in ("captions", "features"):
+        if recipe.model == "language" and getattr(recipe, key):
+            raise ValueError(f"A language model takes no '{key}': remove the key from {where}.")
     if recipe.model == "language" and not recipe.text:
         raise ValueError(f"A language model needs 'text', a list of files or data sets, in {where}.")
+    if recipe.lora is not None and recipe.init_from is None:
+        raise ValueError(f"'lora' needs 'init_from', the model that adapters are added to, in {where}.")
     if recipe.model == "multimodal" and not recipe.captions:
         raise ValueError(f"A multimodal model needs 'captions', a folder or data set, in {where}.")
     return recipe
@@ -167,3 +196,11 @@ def bf16_is_fast() -> bool:
 def _number(value):
     """Text such as `1e-3` as the number it means; everything else unchanged."""
     return float(value) if isinstance(value, str) and NUMBER_WITHOUT_POINT.fullmatch(value) else value
+
+
+def _words(value, name: str, where: str) -> int:
+    """A number of words such as 1000000, 1_000_000 or 1e6."""
+    number = _number(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or number < 1 or number % 1 != 0:
+        raise ValueError(f"'{name}' must be a whole number of words above 0, not {value!r}, in {where}.")
+    return int(number)

@@ -1,0 +1,67 @@
+"""Text training on one GPU: tokens/s, share of the GPU's peak (MFU), memory, and the time of the strict track.
+
+    python benchmarks/training_gpu.py [--steps 30] [--batch 64] [--tiny]
+
+Models of 30M and 100M parameters, rows of 512 tokens; bf16 autocast, `torch.compile` and fused AdamW, beside plain
+`Trainer` defaults (fp32, batches of 8) in the same process. MFU counts the model's FLOPs against the peak of the GPU's
+data sheet (dense bf16) if it is listed below, else against its measured matrix multiplication. `--tiny` runs the same
+on a CPU with a tiny model; its numbers mean nothing.
+"""
+
+import argparse
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from training import matmul_rate, model_flops, seconds
+from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
+
+from babylm_vlm.training.train import hardware
+
+SHAPES = {
+    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 13, "num_attention_heads": 6},
+    "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+TINY = {"tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}}
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # FLOP/s, dense bf16
+STRICT_WORDS, TOKENS_A_WORD = 1_000_000_000, 1.35  # 100M words, ten passes; 16k vocabulary on BabyLM text
+OURS = {"bf16": True, "torch_compile": True, "optim": "adamw_torch_fused"}
+
+
+def measure(shape: dict, vocabulary: int, length: int, batch: int, steps: int, keys: dict) -> tuple[float, float, int]:
+    """Tokens a second, FLOPs a second and peak bytes of GPU memory."""
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape))
+    rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(vocabulary, (batch * 4, length))]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    taken, tokens = seconds(model, rows, default_data_collator, batch, steps, 5, **keys), steps * batch * length
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return tokens / taken, model_flops(model, tokens, length) / taken, memory
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if not options.tiny and not torch.cuda.is_available():
+        raise SystemExit("There is no GPU here: pass --tiny to see the benchmark run on a CPU.")
+    vocabulary, length = (256, 32) if options.tiny else (16384, 512)
+    peak = next((rate for name, rate in PEAK.items() if name in hardware()), None) or matmul_rate()
+    ours = OURS | ({"torch_compile": False} if options.tiny else {})
+    title = f"{hardware()}, torch {torch.__version__}, peak {peak / 1e12:.1f} TFLOP/s: {options.steps} updates"
+    table = Table("model", "trainer", title=title)
+    for column in ("tokens/s", "MFU", "GPU memory, GB", "hours for 100M words x 10"):
+        table.add_column(column, justify="right")
+    for name, shape in (TINY if options.tiny else SHAPES).items():
+        for side, batch, keys in (("ours", options.batch, ours), ("defaults", 8, {})):
+            tokens, flops, memory = measure(shape, vocabulary, length, batch, options.steps, keys)
+            hours = STRICT_WORDS * TOKENS_A_WORD / tokens / 3600
+            table.add_row(name, side, f"{tokens:,.0f}", f"{flops / peak:.1%}", f"{memory / 1e9:.1f}", f"{hours:.2f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What a run leaves in its folder while it goes on, so that nothing is lost when the machine dies.
+
+- `chck_NM/`: complete checkpoints at numbers of words seen. Each appears whole.
+- `checkpoint-STEP/`: the newest point to resume from, as `Trainer` writes it, with the optimizer's state. It replaces
+  the one before only when all of it is on the disk.
+- `training_state.json`: what the run is, and which resume point is the newest.
+"""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..files import new_folder, sync_folder
+from ..hub.facts import STATE_FILE, read_json, write_trained_card
+
+Processor = ProcessorMixin | PreTrainedTokenizerBase
+
+
+class Checkpoints(TrainerCallback):
+    """Leaves checkpoints and resume points, and stops the run at a loss of NaN or at SIGTERM.
+
+    Args:
+        trainer: the one this is added to; its `train_dataset` order is a `Schedule`.
+        processor: saved with every checkpoint.
+        due: names of the checkpoints to leave after an update.
+        describe: the training state after the update that `TrainerState` is at.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        processor: Processor,
+        due: dict[int, list[str]],
+        describe: Callable[[TrainerState], dict],
+    ):
+        self.trainer, self.processor, self.due, self.describe = trainer, processor, due, describe
+        self.output = Path(trainer.args.output_dir)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
+    ) -> None:
+        """Save what is due, if the weights are good."""
+        if self.trainer.accelerator.check_trigger():  # SIGTERM, in this process or another
+            control.should_save = control.should_training_stop = True
+        names = self.due.get(state.global_step, [])
+        if names or control.should_save:
+            check_weights(model, state.global_step, self.output)
+        if not state.is_world_process_zero:
+            return
+        for name in names:
+            with new_folder(self.output / name, overwrite=True, marker=STATE_FILE) as folder:
+                write_checkpoint(folder, self.trainer.model, self.processor, self.describe(state))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Make the resume point that `Trainer` has just written the one that counts, and remove those before it."""
+        self.trainer.accelerator.wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        point = resume_point(self.output, state.global_step)
+        self.processor.save_pretrained(point)
+        sync_folder(point)
+        write_state(self.output, self.describe(state))
+        remove_resume_points(self.output, keep=point)
+
+
+def write_checkpoint(folder: Path, model: PreTrainedModel | PeftModel, processor: Processor, state: dict) -> None:
+    """A complete checkpoint: weights, tokenizer or processor, remote code, vision tower, state and model card.
+
+    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone.
+    """
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        model = deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_state(folder, state)
+    write_trained_card(folder)
+    sync_folder(folder)
+
+
+def write_state(folder: Path, state: dict) -> None:
+    """Write `training_state.json`, or put a new one in its place in one step."""
+    draft = folder / f".{STATE_FILE}.part"
+    draft.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, folder / STATE_FILE)
+
+
+def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict) -> None:
+    """Put the finished model into the run's folder, its state last."""
+    with new_folder(output / "final", overwrite=True, marker=STATE_FILE) as folder:
+        write_checkpoint(folder, model, processor, state)
+    final = output / "final"
+    for path in sorted(final.iterdir(), key=lambda path: path.name == STATE_FILE):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    tidy(output)
+
+
+def tidy(output: Path) -> None:
+    """Remove from the folder of a finished run what only resuming needs."""
+    shutil.rmtree(output / "final", ignore_errors=True)
+    remove_resume_points(output)
+
+
+def resume_point(output: Path, step: int) -> Path:
+    """Folder of the resume point after an update."""
+    return output / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def remove_resume_points(output: Path, keep: Path | None = None) -> None:
+    """Remove all resume points but one."""
+    for path in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path != keep:
+            shutil.rmtree(path)
+
+
+def earlier_state(output: Path) -> dict | None:
+    """The state of a run that is to be resumed; None if there is none in this folder."""
+    return read_json(output / STATE_FILE) if (output / STATE_FILE).is_file() else None
+
+
+def check_same_run(earlier: dict, recipe: dict, data: str, output: Path) -> None:
+    """Raise ValueError unless a recipe and its data are those of the run that is to be resumed."""
+    for key, value in recipe.items():
+        before = earlier["recipe"].get(key)
+        if key != "output_dir" and before != json.loads(json.dumps(value)):
+            raise ValueError(
+                f"The run in {output} has {before!r} for '{key}', and the recipe {value!r}: a run is resumed with the "
+                "recipe it began with. Change it back, or start anew with --overwrite."
+            )
+    if earlier["data_sha256"] != data:
+        raise ValueError(f"The data have changed since the run in {output} began: start anew with --overwrite.")
+
+
+def check_weights(model: PreTrainedModel, step: int, output: Path) -> None:
+    """Raise ValueError if a weight is NaN or infinite, so that a checkpoint of such weights is never written."""
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise ValueError(f"After step {step} the weights are not finite. {advice(output)}")
+
+
+def advice(output: Path) -> str:
+    """Where the last good weights are, and what to do about a loss that is not finite."""
+    kept = [*output.glob("chck_*"), *output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    newest = max(kept, key=lambda path: path.stat().st_mtime, default=None)
+    where = "No checkpoint was written before" if newest is None else f"The last good checkpoint is {newest}"
+    return f"{where}; lower the learning rate, or set max_grad_norm, bf16 or warmup_steps."
+
+
+@contextmanager
+def sigterm_stops(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM lets the trainer finish its update, write a resume point and stop."""
+    before = signal.signal(signal.SIGTERM, lambda *_: trainer.accelerator.set_trigger())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def run_folder(output: Path, state: dict, mine: bool) -> Iterator[None]:
+    """Around the training: a new folder with the run's state, in place of an earlier run; none if nothing comes of it.
+
+    Args:
+        output: the folder.
+        state: of the run before its first update.
+        mine: whether this process writes.
+    """
+    if mine and state["steps"] == 0:
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        write_state(output, state)
+    try:
+        yield
+    finally:
+        if mine and {path.name for path in output.iterdir()} == {STATE_FILE}:
+            shutil.rmtree(output)
