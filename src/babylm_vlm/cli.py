@@ -277,6 +277,34 @@ def caption(
         print(json.dumps({"image": str(image), "caption": text}) if as_json else f"{image}: {text}")
 
 
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Checkpoint folder; the checkpoints chck_* in it become branches.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="user/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository a private one.")] = False,
+    revision: Annotated[str, typer.Option("--revision", help="Branch of the checkpoint itself.")] = "main",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it to a repository that exists.")] = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="results.json of `evaluate`, for the card.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List every file and its size; send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a checkpoint on the Hub: one commit per revision, none where nothing changed."""
+    import json
+
+    from .hub.push import print_pushed, print_revisions, read_revisions
+    from .hub.push import push as run_push
+
+    if dry_run:
+        read = read_revisions(run, repo_id, revision, results)
+        rows = [{"branch": one.branch, "files": one.sizes(), "at_home": one.at_home, "tag": one.tag} for one in read]
+        print(json.dumps(rows)) if as_json else print_revisions(repo_id, rows)
+        return
+    done = run_push(run, repo_id, private, revision, create_pr, results)
+    print(json.dumps(done)) if as_json else print_pushed(repo_id, done)
+
+
 def _print_steps(rows: list[dict]) -> None:
     """A table of what happens to every tensor; models are shown as letters, which are explained under it."""
     from rich.table import Table

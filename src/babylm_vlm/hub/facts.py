@@ -4,10 +4,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..files import weights_sha256
 from ..merging.plan import PROJECTOR, MergePlan, Source
 from ..merging.preflight import STATE_FILE, common_ancestor
 from ..merging.steps import layer_depths
-from ..merging.weights import Weights, weights_sha256
+from ..merging.weights import Weights
 from .cards import write_card
 
 LIMITS = [

@@ -1,0 +1,306 @@
+"""Publish checkpoints on the Hub.
+
+- What travels is a list of names (`TRAVELS`), not a list of exceptions: an optimizer's state, a log or an `.env` that
+  happens to lie in the folder stays at home.
+- Every revision is one commit, so nobody ever sees half a model. It is made with `create_commit`, because
+  `upload_folder` cuts an upload into several commits where Xet storage is on (huggingface_hub 2.4).
+- A checkpoint `chck_10M/` becomes the branch `chck_10M`. It begins at the repository's first, empty commit, so it holds
+  that checkpoint alone; a tag of the branch's name and the first digits of the weights' hash stays with these weights.
+- Files that did not change are not sent again, and without a change there is no commit: a push that was cut off is
+  simply repeated.
+- The card is written anew with the repository's name, and absolute paths are cut out of JSON and YAML files, on their
+  way; the folder on the disk stays as it is.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from ..files import weight_files, weights_sha256
+from .cards import FACTS_FILE, MARK, render_card, result_rows
+
+TRAVELS = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+    *("processor_config.json", "preprocessor_config.json"),
+    *("configuration_*.py", "modeling_*.py", "processing_*.py"),
+    *("README.md", "LICENSE*", "training_state.json", "mergekit_config.yml", "results.json", "paradigms.csv", "*.png"),
+)
+"""Names of the files of a checkpoint that are published, and of those of its folder `vision_tower/`."""
+
+TOWER = "vision_tower"
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+AS_THEY_ARE = ("tokenizer.json", "vocab.json", "*.index.json")
+"""JSON files whose strings are tokens or tensors, never paths."""
+
+SECRET = re.compile(r"hf_[A-Za-z0-9]{30,}")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What is to become one commit.
+
+    Attributes:
+        branch: it goes to.
+        files: path in the repository -> a file on the disk, or the content that is sent in a file's place.
+        at_home: what lies in the folder and does not travel.
+        tag: that is put on the commit, if any.
+    """
+
+    branch: str
+    files: dict[str, Path | bytes]
+    at_home: list[str]
+    tag: str | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in self.files.items()
+        }
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str = "main",
+    create_pr: bool = False,
+    results: Path | None = None,
+) -> list[dict]:
+    """Publish a checkpoint and the checkpoints `chck_*` inside it. What the repository held stays in its history.
+
+    Args:
+        folder, repo_id, revision, results: as `read_revisions`.
+        private: make the new repository a private one.
+        create_pr: propose the checkpoint as a pull request to a repository that exists; `chck_*` cannot be proposed.
+
+    Returns:
+        For each revision `{branch, commit, url, changed, tag}`; `changed` is False where the Hub had all of it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_revisions`.
+        OSError: the Hub cannot be reached or refuses; repeat the push to complete it.
+    """
+    revisions = read_revisions(folder, repo_id, revision, results)
+    if create_pr and (revision != "main" or len(revisions) > 1):
+        raise ValueError("A pull request goes to main and holds one checkpoint: leave --create-pr out, or push one.")
+    api = HfApi()
+    with said_clearly(repo_id):
+        if not create_pr:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(f"{repo_id} exists and is public; choose another name, or leave --private out.")
+        return [_commit(api, repo_id, one, create_pr) for one in revisions]
+
+
+def read_revisions(folder: Path, repo_id: str, branch: str = "main", results: Path | None = None) -> list[Revision]:
+    """What a push would send: the checkpoint, then the checkpoints in `chck_*` by size. Nothing is sent.
+
+    Args:
+        folder: of the checkpoint.
+        repo_id: "user/name".
+        branch: for the checkpoint itself; `chck_*` have branches of their own.
+        results: `results.json` of `evaluate` for the checkpoint's card; None: the one in the folder, if there is one.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or it lacks its code, its weights or its vision tower.
+        ValueError: the name is none, a file holds a secret, or the results are those of other weights.
+    """
+    folder = Path(folder)
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"The repository {repo_id!r} needs its owner too: --repo-id user/{repo_id}.")
+    checkpoints = sorted(
+        (path.parent for path in folder.glob("chck_*/config.json")),
+        key=lambda path: (len(path.name), path.name),  # chck_2M before chck_10M
+    )
+    main = _read_revision(folder, repo_id, branch, results)
+    return [main, *(_read_revision(path, repo_id, path.name, None) for path in checkpoints)]
+
+
+def _read_revision(folder: Path, repo_id: str, branch: str, results: Path | None) -> Revision:
+    _check_complete(folder)
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path
+        for place in (folder, folder / TOWER)
+        for path in sorted(place.glob("*"))
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in TRAVELS)
+    }
+    inside = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    at_home = [path for path in inside if path not in files and not path.startswith("chck_")]
+    results = results or folder / "results.json"
+    measured = _read_results(results, folder) if results.is_file() else None
+    if measured:
+        files["results.json"] = results
+    files["README.md"] = _card(folder, repo_id, branch, measured)
+    for path, source in files.items():
+        if not path.endswith((".safetensors", ".png")):
+            files[path] = _fit_to_be_seen(path, source)
+    tag = f"{branch}-{weights_sha256(folder)[:8]}" if branch.startswith("chck_") else None
+    return Revision(branch, files, at_home, tag)
+
+
+def _check_complete(folder: Path) -> None:
+    """Raise unless a stranger could load the folder: configuration, weights, code and tower are there."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json, so it is not a checkpoint; push the folder of one.")
+    weight_files(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in config.get("auto_map", {}).values():
+        code = f"{name.split('.')[0]}.py"
+        if "--" not in name and not (folder / code).is_file():  # "user/name--module.Class" is code on the Hub
+            raise FileNotFoundError(
+                f"{folder} lacks {code}, which its config.json names; load it with babylm-vlm and save it again."
+            )
+    tower = config.get("vision_tower", "")
+    if tower.startswith((".", "/")) and (tower != f"./{TOWER}" or not (folder / TOWER / "config.json").is_file()):
+        raise FileNotFoundError(
+            f"{folder} names the vision tower {tower}, which is not beside the weights; copy it to {folder / TOWER} "
+            f"and write ./{TOWER} in config.json."
+        )
+
+
+def _read_results(path: Path, folder: Path) -> dict | None:
+    """The results of `evaluate`, if they are of these weights; None for a file of another kind."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if "tasks" not in results or "model" not in results:
+        return None
+    hashes = results["model"].get("weights_sha256", {})
+    if hashes and len(weight_files(folder)) == 1 and weights_sha256(folder) not in hashes.values():
+        raise ValueError(f"{path} holds the results of other weights than those of {folder}; evaluate it again.")
+    return results
+
+
+def _card(folder: Path, repo_id: str, branch: str, results: dict | None) -> bytes | Path:
+    """The card from the facts beside it, with the repository's name; one written by hand stays as it is."""
+    readme, facts_file = folder / "README.md", folder / FACTS_FILE
+    if readme.is_file() and MARK not in readme.read_text(encoding="utf-8"):
+        return readme
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    template, facts = "multimodal" if "vision_tower" in config else "language", {"title": repo_id.split("/")[1]}
+    if facts_file.is_file():
+        template, facts = (json.loads(facts_file.read_text(encoding="utf-8"))[key] for key in ("template", "facts"))
+    facts |= {"repo_id": repo_id, "revision": None if branch == "main" else branch}
+    facts |= {"results": result_rows(results)} if results else {}
+    return (render_card(folder, template, facts).content.rstrip() + "\n").encode()
+
+
+def _fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
+    """A text file without the absolute paths of this disk. Raises ValueError where it holds a token of the Hub."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    text = content.decode("utf-8", errors="replace")
+    if SECRET.search(text):
+        raise ValueError(f"{path} holds what looks like a token of the Hub; take it out before you publish the file.")
+    name = Path(path).name
+    if not name.endswith((".json", ".yml")) or any(fnmatch(name, pattern) for pattern in AS_THEY_ARE):
+        return source
+    loaded = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+    for string in sorted(_absolute_paths(loaded), key=len, reverse=True):
+        text = text.replace(json.dumps(string)[1:-1], Path(string).name).replace(string, Path(string).name)
+    text = text.replace(str(Path.home()), "~")
+    return source if text.encode() == content else text.encode()
+
+
+def _absolute_paths(value: Any) -> set[str]:
+    """Strings in a nested value that are absolute paths, of two names or more."""
+    if isinstance(value, dict):
+        return set().union(*map(_absolute_paths, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_absolute_paths, value))
+    return {value} if isinstance(value, str) and Path(value).is_absolute() and len(Path(value).parts) > 2 else set()
+
+
+def _commit(api: HfApi, repo_id: str, revision: Revision, create_pr: bool) -> dict:
+    branch = revision.branch
+    if branch != "main":
+        first = api.list_repo_commits(repo_id)[-1].commit_id
+        api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True)
+    before = api.model_info(repo_id, revision=branch)
+    there = [file.rfilename for file in before.siblings]
+    outdated = [
+        path for path in there if path not in revision.files and any(fnmatch(path, pattern) for pattern in WEIGHTS)
+    ]
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationDelete(path) for path in outdated),
+            *(CommitOperationAdd(path, content) for path, content in revision.files.items()),
+        ],
+        commit_message=f"{repo_id.split('/')[1]}{'' if branch == 'main' else f', {branch}'}, pushed with babylm-vlm",
+        revision=branch,
+        create_pr=create_pr,
+    )
+    if revision.tag:
+        api.create_tag(repo_id, tag=revision.tag, revision=commit.oid, exist_ok=True)
+    changed = commit.oid != before.sha
+    url = commit.pr_url or f"{api.endpoint}/{repo_id}/tree/{branch}"
+    return {"branch": branch, "commit": commit.oid, "url": url, "changed": changed, "tag": revision.tag}
+
+
+@contextmanager
+def said_clearly(repo_id: str) -> Iterator[None]:
+    """Around calls of the Hub's API: what went wrong, and what to do, in one sentence.
+
+    Raises:
+        PermissionError: the Hub does not know the token, or the token may not do this.
+        ConnectionError: the connection broke, or the Hub is overloaded.
+        OSError: any other refusal, in the Hub's words.
+    """
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError("The Hub is not asked, because HF_HUB_OFFLINE is set; unset it.") from error
+    except (HTTPError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, HTTPError):
+            raise
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # uploads of large files wrap it
+        raise _sentence(repo_id, cause) from error
+
+
+def _sentence(repo_id: str, error: HTTPError) -> OSError:
+    if not isinstance(error, HfHubHTTPError):
+        return ConnectionError(f"The connection to the Hub broke ({type(error).__name__}); repeat the command.")
+    status = error.response.status_code
+    owner = repo_id.split("/")[0]
+    if status == 401:
+        return PermissionError(
+            f"The Hub does not accept your token, or {repo_id} is not there (401); log in with `hf auth login`, or set "
+            "HF_TOKEN."
+        )
+    if status == 403:
+        return PermissionError(f"Your token may not write to {repo_id} (403); use one with write access to {owner}.")
+    if status == 404:
+        return FileNotFoundError(f"The Hub has no repository {repo_id}, or does not show it to you (404).")
+    if status == 429 or status >= 500:
+        return ConnectionError(f"The Hub is busy or out of order ({status}); repeat the command in a while.")
+    return OSError(f"The Hub refuses {repo_id} ({status}): {error.server_message or error}")
+
+
+def print_revisions(repo_id: str, rows: Sequence[dict]) -> None:
+    """Print what a push would send: every file and its size, and what stays at home."""
+    for row in rows:
+        files = row["files"]
+        print(f"{repo_id}, branch {row['branch']}: {len(files)} files, {sum(files.values()):,} bytes")
+        for path, size in sorted(files.items()):
+            print(f"{size:>16,}  {path}")
+        if row["at_home"]:
+            print(f"  Does not travel: {', '.join(row['at_home'])}")
+    print("Nothing was sent.")
+
+
+def print_pushed(repo_id: str, rows: Sequence[dict]) -> None:
+    """Print what a push did to every branch."""
+    for row in rows:
+        done = f"commit {row['commit'][:8]}" if row["changed"] else "nothing changed"
+        print(f"{repo_id}, branch {row['branch']}: {done}. {row['url']}")
