@@ -92,7 +92,8 @@ def write_card(folder: str | os.PathLike, template: str, facts: Mapping[str, Any
         facts: any of these; one that is absent, None or empty is left out of the card.
             title, license (a Hub licence id such as "apache-2.0"), languages (["en"]),
             repo_id ("user/name"; without it, the loading code is for a reader inside the folder), revision (branch of
-            that repository, if not main), base_model (the ancestor's Hub id or path), parameters (a count), architecture ({"layers": 4, "vision tower": ...}),
+            that repository, if not main), base_model (the ancestor's Hub id or path), parameters (a count),
+            architecture ({"layers": 4, "vision tower": ...}),
             data (list of {name, words, sentences, pictures, captions, licence}), words_seen, tokens_seen, epochs,
             training ({"learning rate": 1e-3, "seed": 0, ...}), final_loss, minutes, hardware, versions
             ({"torch": ...}), results (list of {task, split, accuracy, interval (lo, hi), chance, items}, fractions in

@@ -4,8 +4,8 @@
   happens to lie in the folder stays at home.
 - Every revision is one commit, so nobody ever sees half a model. It is made with `create_commit`, because
   `upload_folder` cuts an upload into several commits where Xet storage is on (huggingface_hub 2.4).
-- A checkpoint `chck_10M/` becomes the branch `chck_10M`. It begins at the repository's first, empty commit, so it holds
-  that checkpoint alone; a tag of the branch's name and the first digits of the weights' hash stays with these weights.
+- A checkpoint `chck_10M/` becomes the branch `chck_10M`. It begins at the repository's first, empty commit, so it
+  holds that checkpoint alone; a tag of the branch's name and the weights' hash stays with these weights.
 - Files that did not change are not sent again, and without a change there is no commit: a push that was cut off is
   simply repeated.
 - The card is written anew with the repository's name, and absolute paths are cut out of JSON and YAML files, on their
@@ -275,8 +275,7 @@ def _sentence(repo_id: str, error: HTTPError) -> OSError:
     owner = repo_id.split("/")[0]
     if status == 401:
         return PermissionError(
-            f"The Hub does not accept your token, or {repo_id} is not there (401); log in with `hf auth login`, or set "
-            "HF_TOKEN."
+            f"The Hub does not accept your token, or has no {repo_id} (401); use `hf auth login` or set HF_TOKEN."
         )
     if status == 403:
         return PermissionError(f"Your token may not write to {repo_id} (403); use one with write access to {owner}.")
