@@ -1,0 +1,79 @@
+"""A stranger loads from a Hub on loopback what we pushed: fresh process, empty cache, without this package.
+
+Run: pytest tests/test_hub_loading.py
+"""
+
+import shutil
+
+import torch
+from conftest import SENTENCES
+from PIL import Image
+from safetensors.torch import load_file
+
+from babylm_vlm.model import BabylmVlmForConditionalGeneration, BabylmVlmProcessor
+
+NAME = "someone/tiny"
+GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+STRANGER = """
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
+torch.set_num_threads(1)
+name, picture, target, answers, *sentences = sys.argv[1:]
+options = {"revision": "chck_2M", "trust_remote_code": True}
+processor = AutoProcessor.from_pretrained(name, **options)
+model = AutoModelForCausalLM.from_pretrained(name, **options).eval()
+picture = Image.open(picture)
+inputs = processor(text=sentences, images=[picture] * len(sentences), padding=True, return_tensors="pt")
+greedy = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+with torch.no_grad():
+    saved = {"logits": model(**inputs).logits, "captions": model.generate(**inputs, **greedy)}
+    for auto, output in ((AutoModel, "last_hidden_state"), (AutoModelForImageTextToText, "logits")):
+        saved[auto.__name__] = auto.from_pretrained(name, **options).eval()(**inputs)[output]
+save_file(saved, answers)
+for task, given in (
+    ("image-text-to-text", {"images": picture, "text": "<image> the"}), ("text-generation", {"text_inputs": "the"})
+):
+    (said,) = pipeline(task, name, **options)(**given, generate_kwargs=greedy)
+    print(said["generated_text"])
+model.save_pretrained(target)
+processor.save_pretrained(target)
+again = AutoModelForCausalLM.from_pretrained(target, trust_remote_code=True).eval()
+with torch.no_grad():
+    assert torch.equal(again(**inputs).logits, saved["logits"])
+"""
+
+
+def test_a_stranger_loads_a_revision_and_again_offline(local_hub, multimodal_checkpoint, tmp_path):
+    run = shutil.copytree(multimodal_checkpoint, tmp_path / "run")
+    shutil.copytree(multimodal_checkpoint, run / "chck_2M")
+    (run / "model.safetensors").write_bytes((tmp_path / "run" / "vision_tower" / "model.safetensors").read_bytes())
+    code, _, err = local_hub.command("push", run, "--repo-id", NAME, cache=tmp_path / "ours")
+    assert code == 0, err
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    arguments = [NAME, tmp_path / "red.png", tmp_path / "again", tmp_path / "answers.safetensors", *SENTENCES[:2]]
+    online = local_hub.python(STRANGER, *arguments, cache=tmp_path / "cache")
+    answers = load_file(tmp_path / "answers.safetensors")
+
+    model = BabylmVlmForConditionalGeneration.from_pretrained(multimodal_checkpoint).eval()
+    processor = BabylmVlmProcessor.from_pretrained(multimodal_checkpoint)
+    picture = Image.open(tmp_path / "red.png")
+    inputs = processor(SENTENCES[:2], images=[picture] * 2, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    torch.testing.assert_close(answers["logits"], logits, atol=1e-6, rtol=0)
+    assert torch.equal(answers["AutoModelForImageTextToText"], answers["logits"])
+    assert torch.equal(answers["captions"], model.generate(**inputs, **GREEDY))
+    assert answers["AutoModel"].shape == (*logits.shape[:2], 32)
+    tower = "vision_tower/model.safetensors"
+    assert (tmp_path / "again" / tower).read_bytes() == (multimodal_checkpoint / tower).read_bytes()
+
+    local_hub.server.shutdown()
+    asked = len(local_hub.requests)
+    shutil.rmtree(tmp_path / "again")
+    offline = local_hub.python(STRANGER, *arguments, cache=tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert offline == online
+    assert len(local_hub.requests) == asked
+    assert torch.equal(load_file(tmp_path / "answers.safetensors")["logits"], answers["logits"])
