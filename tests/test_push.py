@@ -180,7 +180,7 @@ def test_a_fault_leaves_no_half_model_and_a_repeated_push_completes(local_hub, p
         (["--repo-id", NAME], {"HF_TOKEN": READ_TOKEN}, "Your token may not write to someone/tiny (403); use one"),
         (["--repo-id", "else/tiny"], {}, "Your token may not write to else/tiny (403); use one with write access"),
         (["--repo-id", "some one/ti ny"], {}, "Repo id must use alphanumeric chars"),
-        (["--repo-id", "tiny"], {}, "The repository 'tiny' needs its owner too: --repo-id user/tiny."),
+        (["--repo-id", "tiny"], {}, "The repository 'tiny' needs its owner too: user/tiny."),
         (["--repo-id", NAME, "--create-pr"], {}, "A pull request goes to main and holds one checkpoint"),
         (["--repo-id", NAME], {"HF_HUB_OFFLINE": "1"}, "The Hub is not asked, because HF_HUB_OFFLINE is set"),
         (["--repo-id", NAME], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "The connection to the Hub broke"),

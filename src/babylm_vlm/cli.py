@@ -77,6 +77,7 @@ def merge(
         bool, typer.Option("--dry-run", help="Print what happens to every tensor; write nothing.")
     ] = False,
     allow_missing: AllowMissing = False,
+    push_to: Annotated[str | None, typer.Option("--push-to", help="Publish the merge as user/name too.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file, such as 500MB.")] = "5GB",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
@@ -97,14 +98,22 @@ def merge(
     if output_dir is None:
         raise ValueError("Say where the merge is to be written with --output-dir, or pass --dry-run.")
     from .hub.facts import write_merged_card
+    from .hub.push import check_repo_id, print_pushed
+    from .hub.push import push as run_push
 
+    if push_to:
+        check_repo_id(push_to)
     linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
     write_merged_card(output_dir, read)
+    pushed = run_push(output_dir, push_to) if push_to else []
     names = [source.name for source in read.sources]
     if as_json:
-        print(json.dumps({"output_dir": str(output_dir), "merge_method": read.method, "models": names}))
+        print(
+            json.dumps({"output_dir": str(output_dir), "merge_method": read.method, "models": names, "pushed": pushed})
+        )
     else:
         print(f"{output_dir}: merged from {' and '.join(names)}.")
+        print_pushed(push_to, pushed)
 
 
 @app.command()

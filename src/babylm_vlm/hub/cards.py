@@ -67,7 +67,7 @@ RESULT_COLUMNS = {
     "chance": "Chance (%)",
     "items": "Items",
 }
-PARENT_COLUMNS = {"role": "Role", "name": "Checkpoint", "sha256": "SHA-256 of the weights"}
+PARENT_COLUMNS = {"role": "Role", "name": "Checkpoint", "commit": "Commit", "sha256": "SHA-256 of the weights"}
 
 CITATION = r"""@inproceedings{takmaz-etal-2025-model,
   title     = {Model Merging to Maintain Language-Only Performance in Developmentally Plausible Multimodal Models},
@@ -99,7 +99,7 @@ def write_card(folder: str | os.PathLike, template: str, facts: Mapping[str, Any
             ({"torch": ...}), results (list of {task, split, accuracy, interval (lo, hi), chance, items}, fractions in
             [0, 1]), limitations (list of sentences).
             For a merged model also alpha (1 is multimodal, 0 is language-only), alpha_choice (a sentence saying how it
-            was chosen), multimodal and language (Hub ids or paths), ancestor, parents (list of {role, name, sha256}),
+            was chosen), multimodal and language (Hub ids or paths), ancestor, parents (list of {role, name, commit, sha256}),
             merge_yaml (text).
         overwrite: replace also a README.md that was not generated.
 
@@ -198,7 +198,8 @@ def _metadata(folder: Path, template: str, facts: Mapping[str, Any], name: str) 
     """The YAML block: what the Hub searches, filters and draws. It names parents when all of them are on the Hub."""
     pipeline_tag, tags = TEMPLATES[template]
     merged = template == "merged"
-    parents = [facts.get("multimodal"), facts.get("language")] if merged else [facts.get("base_model")]
+    named = [facts.get("multimodal"), facts.get("language")] if merged else [facts.get("base_model")]
+    parents = [parent.partition("@")[0] if parent else None for parent in named]  # user/name@revision
     on_hub = all(parent is not None and _is_hub_id(parent, folder) for parent in parents)
     eval_results = [
         _eval_result(result, pipeline_tag)

@@ -118,15 +118,20 @@ def read_revisions(folder: Path, repo_id: str, branch: str = "main", results: Pa
         ValueError: the name is none, a file holds a secret, or the results are those of other weights.
     """
     folder = Path(folder)
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(f"The repository {repo_id!r} needs its owner too: --repo-id user/{repo_id}.")
+    check_repo_id(repo_id)
     checkpoints = sorted(
         (path.parent for path in folder.glob("chck_*/config.json")),
         key=lambda path: (len(path.name), path.name),  # chck_2M before chck_10M
     )
     main = _read_revision(folder, repo_id, branch, results)
     return [main, *(_read_revision(path, repo_id, path.name, None) for path in checkpoints)]
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError unless this is a name that a repository can have, with its owner's."""
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"The repository {repo_id!r} needs its owner too: user/{repo_id}.")
 
 
 def _read_revision(folder: Path, repo_id: str, branch: str, results: Path | None) -> Revision:
