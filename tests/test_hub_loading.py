@@ -33,11 +33,10 @@ with torch.no_grad():
     for auto, output in ((AutoModel, "last_hidden_state"), (AutoModelForImageTextToText, "logits")):
         saved[auto.__name__] = auto.from_pretrained(name, **options).eval()(**inputs)[output]
 save_file(saved, answers)
-for task, given in (
-    ("image-text-to-text", {"images": picture, "text": "<image> the"}), ("text-generation", {"text_inputs": "the"})
-):
-    (said,) = pipeline(task, name, **options)(**given, generate_kwargs=greedy)
-    print(said["generated_text"])
+captioner = pipeline("image-text-to-text", name, **options)
+print(captioner(images=picture, text="<image> the", generate_kwargs=greedy)[0]["generated_text"])
+writer = pipeline("text-generation", name, **options)
+print(writer("the", **greedy)[0]["generated_text"])
 model.save_pretrained(target)
 processor.save_pretrained(target)
 again = AutoModelForCausalLM.from_pretrained(target, trust_remote_code=True).eval()
