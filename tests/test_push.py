@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from babylm_vlm.files import sha256
 from babylm_vlm.hub.cards import write_card
+from babylm_vlm.hub.facts import write_merged_card
+from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
 
 NAME = "someone/tiny"
 TOWER = {f"vision_tower/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
@@ -269,3 +271,28 @@ def test_a_card_written_by_hand_is_sent_as_it_is(local_hub, push, language_check
     (mine / "README.md").write_text("---\nlicense: mit\n---\n\nMy words.\n")
     assert push(mine, "--repo-id", NAME)[0] == 0
     assert local_hub.files(NAME)["README.md"] == (mine / "README.md").read_bytes()
+
+
+def test_a_family_is_a_collection_and_the_merge_links_its_parents(
+    local_hub, push, language_checkpoint, multimodal_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(language_checkpoint, "run/language")
+    shutil.copytree(multimodal_checkpoint, "run/multimodal")
+    Path("plan.yaml").write_text(linear_plan_yaml("run/multimodal", "run/language", 0.3))
+    plan = read_plan("plan.yaml")
+    merge(plan, "run/merged")
+    write_merged_card(Path("run/merged"), plan)
+    Path("run/results.json").write_text(json.dumps({"alpha": 0.3}))
+    Path("run/alpha_curve.png").write_bytes(b"a curve")
+    for _ in range(2):
+        code, _, err = push("run", "--repo-id", "someone/family")
+        assert code == 0, err
+    (collection,) = local_hub.collections.values()
+    names = [f"someone/family-{member}" for member in ("language", "merged", "multimodal")]
+    assert (collection["title"], [item["id"] for item in collection["items"]]) == ("family", names)
+    assert {"results.json", "alpha_curve.png"} <= set(local_hub.files("someone/family-merged"))
+    card = ModelCard(local_hub.files("someone/family-merged")["README.md"].decode())
+    assert card.data.base_model == ["someone/family-multimodal", "someone/family-language"]
+    assert '- model: "someone/family-language"' in card.text
+    assert all(len(repository.commits) == 2 for repository in local_hub.repositories.values())

@@ -108,12 +108,11 @@ def merge(
     pushed = run_push(output_dir, push_to) if push_to else []
     names = [source.name for source in read.sources]
     if as_json:
-        print(
-            json.dumps({"output_dir": str(output_dir), "merge_method": read.method, "models": names, "pushed": pushed})
-        )
+        done = {"output_dir": str(output_dir), "merge_method": read.method, "models": names, "pushed": pushed}
+        print(json.dumps(done))
     else:
         print(f"{output_dir}: merged from {' and '.join(names)}.")
-        print_pushed(push_to, pushed)
+        print_pushed(pushed)
 
 
 @app.command()
@@ -288,7 +287,7 @@ def caption(
 
 @app.command()
 def push(
-    run: Annotated[Path, typer.Argument(help="Checkpoint folder; the checkpoints chck_* in it become branches.")],
+    run: Annotated[Path, typer.Argument(help="Checkpoint, with checkpoints chck_* in it, or a folder of models.")],
     repo_id: Annotated[str, typer.Option("--repo-id", help="user/name on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make the new repository a private one.")] = False,
     revision: Annotated[str, typer.Option("--revision", help="Branch of the checkpoint itself.")] = "main",
@@ -302,16 +301,36 @@ def push(
     """Publish a checkpoint on the Hub: one commit per revision, none where nothing changed."""
     import json
 
-    from .hub.push import print_pushed, print_revisions, read_revisions
+    from .hub.push import print_pushed, print_run, read_run
     from .hub.push import push as run_push
 
     if dry_run:
-        read = read_revisions(run, repo_id, revision, results)
-        rows = [{"branch": one.branch, "files": one.sizes(), "at_home": one.at_home, "tag": one.tag} for one in read]
-        print(json.dumps(rows)) if as_json else print_revisions(repo_id, rows)
+        read = read_run(run, repo_id, revision, results)
+        rows = [one.describe(name) for name, revisions in read.items() for one in revisions]
+        print(json.dumps(rows)) if as_json else print_run(rows)
         return
     done = run_push(run, repo_id, private, revision, create_pr, results)
-    print(json.dumps(done)) if as_json else print_pushed(repo_id, done)
+    print(json.dumps(done)) if as_json else print_pushed(done)
+
+
+@app.command()
+def push_metrics(
+    user: Annotated[str, typer.Option("--user", help="User or organisation on the Hub.")],
+    folder: Annotated[
+        Path | None, typer.Option("--metrics", help="Folder with a folder NAME per metric; default: ours.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new Spaces private ones.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish metrics of the evaluate library, each as a Space: then evaluate.load("user/NAME") has them."""
+    import json
+
+    from .hub.push import print_pushed
+    from .hub.push_metrics import METRICS
+    from .hub.push_metrics import push_metrics as run_push
+
+    done = run_push(user, folder or METRICS, private)
+    print(json.dumps(done)) if as_json else print_pushed(done)
 
 
 def _print_steps(rows: list[dict]) -> None:

@@ -14,7 +14,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -37,6 +37,9 @@ TRAVELS = (
     *("README.md", "LICENSE*", "training_state.json", "mergekit_config.yml", "results.json", "paradigms.csv", "*.png"),
 )
 """Names of the files of a checkpoint that are published, and of those of its folder `vision_tower/`."""
+
+OF_THE_RUN = ("results.json", "report.md", "*.png")
+"""What a family's folder holds beside its models and is published with the merge."""
 
 TOWER = "vision_tower"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
@@ -62,11 +65,18 @@ class Revision:
     at_home: list[str]
     tag: str | None = None
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file."""
-        return {
+    def describe(self, repo_id: str) -> dict:
+        """`{repo_id, branch, tag, files: {path: bytes}, at_home}`."""
+        sizes = {
             path: len(content) if isinstance(content, bytes) else content.stat().st_size
             for path, content in self.files.items()
+        }
+        return {
+            "repo_id": repo_id,
+            "branch": self.branch,
+            "tag": self.tag,
+            "files": sizes,
+            "at_home": self.at_home,
         }
 
 
@@ -78,37 +88,52 @@ def push(
     create_pr: bool = False,
     results: Path | None = None,
 ) -> list[dict]:
-    """Publish a checkpoint and the checkpoints `chck_*` inside it. What the repository held stays in its history.
+    """Publish a checkpoint and the checkpoints `chck_*` inside it, or a family of models as a collection.
+
+    What a repository held before stays in its history.
 
     Args:
-        folder, repo_id, revision, results: as `read_revisions`.
-        private: make the new repository a private one.
+        folder, repo_id, revision, results: as `read_run`.
+        private: make new repositories private ones.
         create_pr: propose the checkpoint as a pull request to a repository that exists; `chck_*` cannot be proposed.
 
     Returns:
-        For each revision `{branch, commit, url, changed, tag}`; `changed` is False where the Hub had all of it.
+        For each revision `{repo_id, branch, commit, url, changed, tag}`; `changed` is False where the Hub had it all.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_revisions`.
+        FileNotFoundError, ValueError: as `read_run`.
         OSError: the Hub cannot be reached or refuses; repeat the push to complete it.
     """
-    revisions = read_revisions(folder, repo_id, revision, results)
-    if create_pr and (revision != "main" or len(revisions) > 1):
+    run = read_run(folder, repo_id, revision, results)
+    if create_pr and (revision != "main" or len(run) > 1 or len(run[repo_id]) > 1):
         raise ValueError("A pull request goes to main and holds one checkpoint: leave --create-pr out, or push one.")
     api = HfApi()
-    with said_clearly(repo_id):
-        if not create_pr:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if private and not api.model_info(repo_id).private:
-                raise ValueError(f"{repo_id} exists and is public; choose another name, or leave --private out.")
-        return [_commit(api, repo_id, one, create_pr) for one in revisions]
+    done = []
+    for name, revisions in run.items():
+        with said_clearly(name):
+            if not create_pr:
+                make_repository(api, name, private)
+            done += [send(api, name, one, create_pr) for one in revisions]
+    if len(run) > 1:
+        owner, title = repo_id.split("/")
+        with said_clearly(repo_id):
+            collection = api.create_collection(title, namespace=owner, private=private, exists_ok=True)
+            for name in run:
+                api.add_collection_item(collection.slug, name, "model", exists_ok=True)
+    return done
 
 
-def read_revisions(folder: Path, repo_id: str, branch: str = "main", results: Path | None = None) -> list[Revision]:
-    """What a push would send: the checkpoint, then the checkpoints in `chck_*` by size. Nothing is sent.
+def read_run(
+    folder: Path, repo_id: str, branch: str = "main", results: Path | None = None
+) -> dict[str, list[Revision]]:
+    """What a push would send, by repository. Nothing is sent.
+
+    The first revision is the checkpoint itself; those of the checkpoints in `chck_*` follow, by words seen. A folder
+    without a configuration whose subfolders are checkpoints (`language/`, `multimodal/`, `merged/`) is a family: each
+    has a repository `user/name-SUBFOLDER`, and that of the merge takes the run's results and plots.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint, or of the family.
         repo_id: "user/name".
         branch: for the checkpoint itself; `chck_*` have branches of their own.
         results: `results.json` of `evaluate` for the checkpoint's card; None: the one in the folder, if there is one.
@@ -119,12 +144,24 @@ def read_revisions(folder: Path, repo_id: str, branch: str = "main", results: Pa
     """
     folder = Path(folder)
     check_repo_id(repo_id)
-    checkpoints = sorted(
-        (path.parent for path in folder.glob("chck_*/config.json")),
-        key=lambda path: (len(path.name), path.name),  # chck_2M before chck_10M
-    )
-    main = _read_revision(folder, repo_id, branch, results)
-    return [main, *(_read_revision(path, repo_id, path.name, None) for path in checkpoints)]
+    members = sorted(path.parent for path in folder.glob("*/config.json") if not _is_part(path.parent.name))
+    if (folder / "config.json").is_file() or not members:
+        return {repo_id: _read_checkpoint(folder, repo_id, branch, results, {})}
+    if results:
+        raise ValueError(f"--results are those of one model, but {folder} holds {len(members)}; push them one by one.")
+    names = {member: f"{repo_id}-{member.name}" for member in members}
+    published = {weights_sha256(member): name for member, name in names.items()}
+    run = {name: _read_checkpoint(member, name, branch, None, published) for member, name in names.items()}
+    for member, name in names.items():
+        if (member / "mergekit_config.yml").is_file():
+            beside = [path for path in sorted(folder.iterdir()) if _travels(path, OF_THE_RUN)]
+            run[name][0].files.update({path.name: _fit_to_be_seen(path.name, path) for path in beside})
+    return run
+
+
+def _is_part(name: str) -> bool:
+    """Whether a folder of this name is a part of a model or of a run, and no model of its own."""
+    return name == TOWER or name.startswith((".", "chck_", "checkpoint-"))
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -134,26 +171,43 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"The repository {repo_id!r} needs its owner too: user/{repo_id}.")
 
 
-def _read_revision(folder: Path, repo_id: str, branch: str, results: Path | None) -> Revision:
+def _read_checkpoint(
+    folder: Path, repo_id: str, branch: str, results: Path | None, published: Mapping[str, str]
+) -> list[Revision]:
+    """The checkpoint's revision and those of `chck_*` in it; `published` are repositories by their weights' hash."""
+    inside = sorted((path.parent for path in folder.glob("chck_*/config.json")), key=_words)
+    main = _read_revision(folder, repo_id, branch, results or folder / "results.json", published)
+    return [main, *(_read_revision(path, repo_id, path.name, path / "results.json", published) for path in inside)]
+
+
+def _words(checkpoint: Path) -> tuple[int, str]:
+    """Words seen, from a name such as `chck_10M`."""
+    number = checkpoint.name.removeprefix("chck_")
+    words = int(number.removesuffix("M")) if number.removesuffix("M").isdecimal() else 0
+    return words * (1_000_000 if number.endswith("M") else 1), number
+
+
+def _read_revision(folder: Path, repo_id: str, branch: str, results: Path, published: Mapping[str, str]) -> Revision:
     _check_complete(folder)
     files: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for place in (folder, folder / TOWER)
         for path in sorted(place.glob("*"))
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in TRAVELS)
+        if _travels(path, TRAVELS)
     }
     inside = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     at_home = [path for path in inside if path not in files and not path.startswith("chck_")]
-    results = results or folder / "results.json"
     measured = _read_results(results, folder) if results.is_file() else None
     if measured:
         files["results.json"] = results
-    files["README.md"] = _card(folder, repo_id, branch, measured)
-    for path, source in files.items():
-        if not path.endswith((".safetensors", ".png")):
-            files[path] = _fit_to_be_seen(path, source)
+    files["README.md"] = _card(folder, repo_id, branch, measured, published)
+    files = {path: _fit_to_be_seen(path, source) for path, source in files.items()}
     tag = f"{branch}-{weights_sha256(folder)[:8]}" if branch.startswith("chck_") else None
     return Revision(branch, files, at_home, tag)
+
+
+def _travels(path: Path, patterns: Sequence[str]) -> bool:
+    return path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _check_complete(folder: Path) -> None:
@@ -187,8 +241,8 @@ def _read_results(path: Path, folder: Path) -> dict | None:
     return results
 
 
-def _card(folder: Path, repo_id: str, branch: str, results: dict | None) -> bytes | Path:
-    """The card from the facts beside it, with the repository's name; one written by hand stays as it is."""
+def _card(folder: Path, repo_id: str, branch: str, results: dict | None, published: Mapping[str, str]) -> bytes | Path:
+    """The card from the facts beside it, with the repositories' names; one written by hand stays as it is."""
     readme, facts_file = folder / "README.md", folder / FACTS_FILE
     if readme.is_file() and MARK not in readme.read_text(encoding="utf-8"):
         return readme
@@ -198,11 +252,17 @@ def _card(folder: Path, repo_id: str, branch: str, results: dict | None) -> byte
         template, facts = (json.loads(facts_file.read_text(encoding="utf-8"))[key] for key in ("template", "facts"))
     facts |= {"repo_id": repo_id, "revision": None if branch == "main" else branch}
     facts |= {"results": result_rows(results)} if results else {}
+    for parent in facts.get("parents", []):
+        if name := published.get(parent["sha256"]):
+            facts["merge_yaml"] = facts["merge_yaml"].replace(json.dumps(parent["name"]), json.dumps(name))
+            facts[parent["role"]] = parent["name"] = name
     return (render_card(folder, template, facts).content.rstrip() + "\n").encode()
 
 
 def _fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
     """A text file without the absolute paths of this disk. Raises ValueError where it holds a token of the Hub."""
+    if path.endswith((".safetensors", ".png")):
+        return source
     content = source if isinstance(source, bytes) else source.read_bytes()
     text = content.decode("utf-8", errors="replace")
     if SECRET.search(text):
@@ -226,31 +286,53 @@ def _absolute_paths(value: Any) -> set[str]:
     return {value} if isinstance(value, str) and Path(value).is_absolute() and len(Path(value).parts) > 2 else set()
 
 
-def _commit(api: HfApi, repo_id: str, revision: Revision, create_pr: bool) -> dict:
+def make_repository(api: HfApi, repo_id: str, private: bool, **kind: str) -> None:
+    """Create a repository where there is none; `kind` is `create_repo`'s `repo_type` and `space_sdk`.
+
+    Raises:
+        ValueError: it is to be private, but exists and is public.
+    """
+    api.create_repo(repo_id, private=private, exist_ok=True, **kind)
+    if private and not api.repo_info(repo_id, repo_type=kind.get("repo_type")).private:
+        raise ValueError(f"{repo_id} exists and is public; choose another name, or leave --private out.")
+
+
+def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, repo_type: str = "model") -> dict:
+    """Make the commit, if anything changed, and the tag; returns the row of `push`."""
     branch = revision.branch
     if branch != "main":
-        first = api.list_repo_commits(repo_id)[-1].commit_id
-        api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True)
-    before = api.model_info(repo_id, revision=branch)
+        first = api.list_repo_commits(repo_id, repo_type=repo_type)[-1].commit_id
+        api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True, repo_type=repo_type)
+    before = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
     there = [file.rfilename for file in before.siblings]
-    outdated = [
-        path for path in there if path not in revision.files and any(fnmatch(path, pattern) for pattern in WEIGHTS)
-    ]
+    outdated = [path for path in there if path not in revision.files and is_weights(path)]
+    where = "" if branch == "main" else f", {branch}"
     commit = api.create_commit(
         repo_id,
         [
             *(CommitOperationDelete(path) for path in outdated),
             *(CommitOperationAdd(path, content) for path, content in revision.files.items()),
         ],
-        commit_message=f"{repo_id.split('/')[1]}{'' if branch == 'main' else f', {branch}'}, pushed with babylm-vlm",
+        commit_message=f"{repo_id.split('/')[1]}{where}, pushed with babylm-vlm",
         revision=branch,
         create_pr=create_pr,
+        repo_type=repo_type,
     )
     if revision.tag:
-        api.create_tag(repo_id, tag=revision.tag, revision=commit.oid, exist_ok=True)
-    changed = commit.oid != before.sha
-    url = commit.pr_url or f"{api.endpoint}/{repo_id}/tree/{branch}"
-    return {"branch": branch, "commit": commit.oid, "url": url, "changed": changed, "tag": revision.tag}
+        api.create_tag(repo_id, tag=revision.tag, revision=commit.oid, exist_ok=True, repo_type=repo_type)
+    return {
+        "repo_id": repo_id,
+        "branch": branch,
+        "commit": commit.oid,
+        "url": commit.pr_url or commit.commit_url,
+        "changed": commit.oid != before.sha,
+        "tag": revision.tag,
+    }
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file of a repository is one of the model's weights or their index."""
+    return any(fnmatch(path, pattern) for pattern in WEIGHTS)
 
 
 @contextmanager
@@ -291,11 +373,11 @@ def _sentence(repo_id: str, error: HTTPError) -> OSError:
     return OSError(f"The Hub refuses {repo_id} ({status}): {error.server_message or error}")
 
 
-def print_revisions(repo_id: str, rows: Sequence[dict]) -> None:
+def print_run(rows: Sequence[dict]) -> None:
     """Print what a push would send: every file and its size, and what stays at home."""
     for row in rows:
         files = row["files"]
-        print(f"{repo_id}, branch {row['branch']}: {len(files)} files, {sum(files.values()):,} bytes")
+        print(f"{row['repo_id']}, branch {row['branch']}: {len(files)} files, {sum(files.values()):,} bytes")
         for path, size in sorted(files.items()):
             print(f"{size:>16,}  {path}")
         if row["at_home"]:
@@ -303,8 +385,8 @@ def print_revisions(repo_id: str, rows: Sequence[dict]) -> None:
     print("Nothing was sent.")
 
 
-def print_pushed(repo_id: str, rows: Sequence[dict]) -> None:
+def print_pushed(rows: Sequence[dict]) -> None:
     """Print what a push did to every branch."""
     for row in rows:
         done = f"commit {row['commit'][:8]}" if row["changed"] else "nothing changed"
-        print(f"{repo_id}, branch {row['branch']}: {done}. {row['url']}")
+        print(f"{row['repo_id']}, branch {row['branch']}: {done}. {row['url']}")
