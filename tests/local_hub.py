@@ -118,7 +118,12 @@ class LocalHub:
         return os.environ | {
             **{"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"},
             **{"HF_MODULES_CACHE": str(cache / "modules"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"},
-            **{"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(SOURCE), "COLUMNS": "200"},
+            **{
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+                "PYTHONPATH": str(SOURCE),
+                "COLUMNS": "200",
+            },
             **more,
         }
 

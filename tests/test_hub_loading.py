@@ -48,7 +48,9 @@ with torch.no_grad():
 def test_a_stranger_loads_a_revision_and_again_offline(local_hub, multimodal_checkpoint, tmp_path):
     run = shutil.copytree(multimodal_checkpoint, tmp_path / "run")
     shutil.copytree(multimodal_checkpoint, run / "chck_2M")
-    (run / "model.safetensors").write_bytes((tmp_path / "run" / "vision_tower" / "model.safetensors").read_bytes())
+    (run / "model.safetensors").rename(run / "weights")  # on main, weights and tower have changed places
+    (run / "vision_tower" / "model.safetensors").rename(run / "model.safetensors")
+    (run / "weights").rename(run / "vision_tower" / "model.safetensors")
     code, _, err = local_hub.command("push", run, "--repo-id", NAME, cache=tmp_path / "ours")
     assert code == 0, err
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")

@@ -38,7 +38,7 @@ TRAVELS = (
 )
 """Names of the files of a checkpoint that are published, and of those of its folder `vision_tower/`."""
 
-OF_THE_RUN = ("results.json", "report.md", "*.png")
+OF_THE_RUN = ("results.json", "*.png")
 """What a family's folder holds beside its models and is published with the merge."""
 
 TOWER = "vision_tower"
@@ -188,8 +188,8 @@ def _words(checkpoint: Path) -> tuple[int, str]:
 
 
 def _read_revision(folder: Path, repo_id: str, branch: str, results: Path, published: Mapping[str, str]) -> Revision:
-    _check_complete(folder)
-    files: dict[str, Path | bytes] = {
+    code = _check_complete(folder)
+    files: dict[str, Path | bytes] = {path.name: path for path in code} | {
         path.relative_to(folder).as_posix(): path
         for place in (folder, folder / TOWER)
         for path in sorted(place.glob("*"))
@@ -210,17 +210,22 @@ def _travels(path: Path, patterns: Sequence[str]) -> bool:
     return path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
-def _check_complete(folder: Path) -> None:
-    """Raise unless a stranger could load the folder: configuration, weights, code and tower are there."""
+def _check_complete(folder: Path) -> list[Path]:
+    """Raise unless a stranger could load the folder: configuration, weights, code and tower are there.
+
+    Returns:
+        The files of code that the configuration names.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a checkpoint; push the folder of one.")
     weight_files(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name in config.get("auto_map", {}).values():
-        code = f"{name.split('.')[0]}.py"
-        if "--" not in name and not (folder / code).is_file():  # "user/name--module.Class" is code on the Hub
+    config = read_whole(folder / "config.json")
+    named = {name for name in config.get("auto_map", {}).values() if "--" not in name}  # that is code of others
+    code = sorted({folder / f"{name.split('.')[0]}.py" for name in named})
+    for path in code:
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} lacks {code}, which its config.json names; load it with babylm-vlm and save it again."
+                f"{folder} lacks {path.name}, which its config.json names; load it with babylm-vlm and save it again."
             )
     tower = config.get("vision_tower", "")
     if tower.startswith((".", "/")) and (tower != f"./{TOWER}" or not (folder / TOWER / "config.json").is_file()):
@@ -228,11 +233,21 @@ def _check_complete(folder: Path) -> None:
             f"{folder} names the vision tower {tower}, which is not beside the weights; copy it to {folder / TOWER} "
             f"and write ./{TOWER} in config.json."
         )
+    return code
+
+
+def read_whole(path: Path) -> Any:
+    """A JSON or YAML file. Raises ValueError, which names it, where it is damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; write it again.") from error
 
 
 def _read_results(path: Path, folder: Path) -> dict | None:
     """The results of `evaluate`, if they are of these weights; None for a file of another kind."""
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_whole(path)
     if "tasks" not in results or "model" not in results:
         return None
     hashes = results["model"].get("weights_sha256", {})
@@ -246,10 +261,10 @@ def _card(folder: Path, repo_id: str, branch: str, results: dict | None, publish
     readme, facts_file = folder / "README.md", folder / FACTS_FILE
     if readme.is_file() and MARK not in readme.read_text(encoding="utf-8"):
         return readme
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_whole(folder / "config.json")
     template, facts = "multimodal" if "vision_tower" in config else "language", {"title": repo_id.split("/")[1]}
     if facts_file.is_file():
-        template, facts = (json.loads(facts_file.read_text(encoding="utf-8"))[key] for key in ("template", "facts"))
+        template, facts = (read_whole(facts_file)[key] for key in ("template", "facts"))
     facts |= {"repo_id": repo_id, "revision": None if branch == "main" else branch}
     facts |= {"results": result_rows(results)} if results else {}
     for parent in facts.get("parents", []):
@@ -270,8 +285,7 @@ def _fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
     name = Path(path).name
     if not name.endswith((".json", ".yml")) or any(fnmatch(name, pattern) for pattern in AS_THEY_ARE):
         return source
-    loaded = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    for string in sorted(_absolute_paths(loaded), key=len, reverse=True):
+    for string in sorted(_absolute_paths(read_whole(source)), key=len, reverse=True):
         text = text.replace(json.dumps(string)[1:-1], Path(string).name).replace(string, Path(string).name)
     text = text.replace(str(Path.home()), "~")
     return source if text.encode() == content else text.encode()
