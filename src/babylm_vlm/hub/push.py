@@ -220,7 +220,8 @@ def _check_complete(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a checkpoint; push the folder of one.")
     weight_files(folder)
     config = read_whole(folder / "config.json")
-    named = {name for name in config.get("auto_map", {}).values() if "--" not in name}  # that is code of others
+    named = {name for name in config.get("auto_map", {}).values() if isinstance(name, str)}
+    named = {name for name in named if "--" not in name}  # "user/name--module.Class" is another repository's code
     code = sorted({folder / f"{name.split('.')[0]}.py" for name in named})
     for path in code:
         if not path.is_file():
@@ -287,7 +288,8 @@ def _fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
         return source
     for string in sorted(_absolute_paths(read_whole(source)), key=len, reverse=True):
         text = text.replace(json.dumps(string)[1:-1], Path(string).name).replace(string, Path(string).name)
-    text = text.replace(str(Path.home()), "~")
+    if len(Path.home().parts) > 1:
+        text = text.replace(str(Path.home()), "~")  # inside longer strings
     return source if text.encode() == content else text.encode()
 
 
