@@ -38,6 +38,7 @@ disable_tqdm: true
 """
 
 COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+COMMANDS += ["push", "push-metrics"]
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "name", ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+COMMANDS += ["push", "push-metrics"]
 )
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")
