@@ -3,10 +3,13 @@
 Run: pytest tests/test_hub_loading.py
 """
 
+import json
+import re
 import shutil
 
 import torch
 from conftest import SENTENCES
+from pair_files import write_lines
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +20,7 @@ GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 STRANGER = """
 import torch
+from pair_files import write_lines
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -78,3 +82,25 @@ def test_a_stranger_loads_a_revision_and_again_offline(local_hub, multimodal_che
     assert offline == online
     assert len(local_hub.requests) == asked
     assert torch.equal(load_file(tmp_path / "answers.safetensors")["logits"], answers["logits"])
+
+
+def test_foreign_code_runs_only_when_told_and_is_named(local_hub, multimodal_checkpoint, tmp_path):
+    other = shutil.copytree(multimodal_checkpoint, tmp_path / "other")
+    for name in ("config.json", "configuration_babylm_vlm.py"):
+        text = (other / name).read_text()
+        (other / name).write_text(re.sub(r'("model_type": |model_type = )"babylm_vlm"', r'\1"other_vlm"', text))
+    assert local_hub.command("push", other, "--repo-id", "someone/other", cache=tmp_path / "ours")[0] == 0
+    row = {"sentence_good": "the cat sat", "sentence_bad": "sat the cat", "UID": "order"}
+    write_lines(tmp_path / "data" / "grammar" / "pairs.jsonl", [row] * 4)
+    command = ["evaluate", "someone/other", "--data", tmp_path / "data", "--output-dir", tmp_path / "scores"]
+
+    code, out, err = local_hub.command(*command, cache=tmp_path / "cache")
+    assert code == 1
+    assert "contains custom code" in " ".join(err.split())
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "scores").exists()
+    code, out, err = local_hub.command(*command, "--trust-remote-code", cache=tmp_path / "cache")
+    assert code == 0, err
+    commit = local_hub.repositories["models/someone/other"].branches["main"]
+    assert f"Running configuration_babylm_vlm.BabylmVlmConfig of someone/other, revision {commit}." in err
+    assert json.loads((tmp_path / "scores" / "results.json").read_text())["model"]["commit"] == commit
