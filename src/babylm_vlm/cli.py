@@ -98,20 +98,22 @@ def merge(
     if output_dir is None:
         raise ValueError("Say where the merge is to be written with --output-dir, or pass --dry-run.")
     from .hub.facts import write_merged_card
-    from .hub.push import check_repo_id, print_pushed
-    from .hub.push import push as run_push
 
     if push_to:
+        from .hub.push import check_repo_id, print_pushed
+        from .hub.push import push as run_push
+
         check_repo_id(push_to)
     linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
     write_merged_card(output_dir, read)
-    pushed = run_push(output_dir, push_to) if push_to else []
     names = [source.name for source in read.sources]
-    if as_json:
-        done = {"output_dir": str(output_dir), "merge_method": read.method, "models": names, "pushed": pushed}
-        print(json.dumps(done))
-    else:
+    if not as_json:
         print(f"{output_dir}: merged from {' and '.join(names)}.")
+    pushed = run_push(output_dir, push_to) if push_to else []
+    if as_json:
+        done = {"output_dir": str(output_dir), "merge_method": read.method, "models": names}
+        print(json.dumps(done | ({"pushed": pushed} if push_to else {})))
+    elif push_to:
         print_pushed(pushed)
 
 
@@ -271,6 +273,7 @@ def caption(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
     prompt: Annotated[str, typer.Option(help="Beginning of the caption.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 20,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -280,7 +283,7 @@ def caption(
     from .evaluation import load_model
     from .evaluation.caption import caption_pictures
 
-    loaded, processor = load_model(model, trust_remote_code=trust_remote_code)
+    loaded, processor = load_model(model, revision, trust_remote_code)
     for image, text in zip(images, caption_pictures(loaded, processor, images, prompt, max_new_tokens), strict=True):
         print(json.dumps({"image": str(image), "caption": text}) if as_json else f"{image}: {text}")
 
