@@ -20,7 +20,6 @@ GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 STRANGER = """
 import torch
-from pair_files import write_lines
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, pipeline
