@@ -245,6 +245,8 @@ def test_results_are_on_the_card_if_they_are_of_these_weights(local_hub, push, l
     results.write_text(json.dumps({"model": model, "tasks": {"blimp": row}}))
     code, out, err = push(language_checkpoint, "--repo-id", NAME, "--results", results)
     assert_one_sentence(code, out + err, "holds the results of other weights")
+    code, out, err = push(language_checkpoint, "--repo-id", NAME, "--results", tmp_path / "nowhere.json")
+    assert_one_sentence(code, out + err, "There are no results")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ def read_run(
     """
     folder = Path(folder)
     check_repo_id(repo_id)
+    if results and not Path(results).is_file():
+        raise FileNotFoundError(f"There are no results {results}; name the results.json of an evaluation.")
     members = sorted(path.parent for path in folder.glob("*/config.json") if not _is_part(path.parent.name))
     if (folder / "config.json").is_file() or not members:
         return {repo_id: _read_checkpoint(folder, repo_id, branch, results, {})}
