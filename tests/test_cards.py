@@ -236,7 +236,7 @@ def test_a_handwritten_readme_is_kept(tmp_path):
     write_card(tmp_path, "language", {}, overwrite=True)
     write_card(tmp_path, "language", {"title": "again"})
     assert "# again" in readme.read_text(encoding="utf-8")
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", cards.FACTS_FILE}
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ disable_tqdm: true
 """
 
 COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+COMMANDS += ["push", "push-metrics"]
 
 
 @pytest.fixture
@@ -91,9 +92,7 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")
     assert code == 0 and err == "" and "Usage" in out

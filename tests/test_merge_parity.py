@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from babylm_vlm.files import weight_files
 from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
 from babylm_vlm.merging.verify import verify
-from babylm_vlm.merging.weights import Weights, weight_files
+from babylm_vlm.merging.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

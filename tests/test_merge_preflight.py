@@ -11,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from babylm_vlm.files import sha256
+from babylm_vlm.files import sha256, weights_sha256
 from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
 from babylm_vlm.merging.linear import preflight
 from babylm_vlm.merging.preflight import common_ancestor
-from babylm_vlm.merging.weights import weights_sha256
 
 
 @pytest.fixture

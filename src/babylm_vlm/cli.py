@@ -111,6 +111,7 @@ def merge(
         bool, typer.Option("--dry-run", help="Print what happens to every tensor; write nothing.")
     ] = False,
     allow_missing: AllowMissing = False,
+    push_to: Annotated[str | None, typer.Option("--push-to", help="Publish the merge as user/name too.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file, such as 500MB.")] = "5GB",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
@@ -132,13 +133,22 @@ def merge(
         raise ValueError("Say where the merge is to be written with --output-dir, or pass --dry-run.")
     from .hub.facts import write_merged_card
 
+    if push_to:
+        from .hub.push import check_repo_id, print_pushed
+        from .hub.push import push as run_push
+
+        check_repo_id(push_to)
     linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
     write_merged_card(output_dir, read)
     names = [source.name for source in read.sources]
-    if as_json:
-        print(json.dumps({"output_dir": str(output_dir), "merge_method": read.method, "models": names}))
-    else:
+    if not as_json:
         print(f"{output_dir}: merged from {' and '.join(names)}.")
+    pushed = run_push(output_dir, push_to) if push_to else []
+    if as_json:
+        done = {"output_dir": str(output_dir), "merge_method": read.method, "models": names}
+        print(json.dumps(done | ({"pushed": pushed} if push_to else {})))
+    elif push_to:
+        print_pushed(pushed)
 
 
 @app.command()
@@ -297,6 +307,7 @@ def caption(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
     prompt: Annotated[str, typer.Option(help="Beginning of the caption.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 20,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -306,9 +317,57 @@ def caption(
     from .evaluation import load_model
     from .evaluation.caption import caption_pictures
 
-    loaded, processor = load_model(model, trust_remote_code=trust_remote_code)
+    loaded, processor = load_model(model, revision, trust_remote_code)
     for image, text in zip(images, caption_pictures(loaded, processor, images, prompt, max_new_tokens), strict=True):
         print(json.dumps({"image": str(image), "caption": text}) if as_json else f"{image}: {text}")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Checkpoint, with checkpoints chck_* in it, or a folder of models.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="user/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository a private one.")] = False,
+    revision: Annotated[str, typer.Option("--revision", help="Branch of the checkpoint itself.")] = "main",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it to a repository that exists.")] = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="results.json of `evaluate`, for the card.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List every file and its size; send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a checkpoint on the Hub: one commit per revision, none where nothing changed."""
+    import json
+
+    from .hub.push import print_pushed, print_run, read_run
+    from .hub.push import push as run_push
+
+    if dry_run:
+        read = read_run(run, repo_id, revision, results)
+        rows = [one.describe(name) for name, revisions in read.items() for one in revisions]
+        print(json.dumps(rows)) if as_json else print_run(rows)
+        return
+    done = run_push(run, repo_id, private, revision, create_pr, results)
+    print(json.dumps(done)) if as_json else print_pushed(done)
+
+
+@app.command()
+def push_metrics(
+    user: Annotated[str, typer.Option("--user", help="User or organisation on the Hub.")],
+    folder: Annotated[
+        Path | None, typer.Option("--metrics", help="Folder with a folder NAME per metric; default: ours.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new Spaces private ones.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish metrics of the evaluate library, each as a Space: then evaluate.load("user/NAME") has them."""
+    import json
+
+    from .hub.push import print_pushed
+    from .hub.push_metrics import METRICS
+    from .hub.push_metrics import push_metrics as run_push
+
+    done = run_push(user, folder or METRICS, private)
+    print(json.dumps(done)) if as_json else print_pushed(done)
 
 
 def _print_steps(rows: list[dict]) -> None:

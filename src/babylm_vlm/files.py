@@ -2,11 +2,16 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 @contextmanager
@@ -101,6 +106,59 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted by name.
+
+    Raises:
+        FileNotFoundError: there are none, or a shard is missing.
+        ValueError: the weights are pickled or stored twice, or the index is not one, or it names a file elsewhere.
+    """
+    single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
+    if single and index:
+        raise ValueError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is out of date.")
+    if single:
+        return [folder / SINGLE]
+    if index:
+        files = [folder / shard for shard in sorted(set(weight_map(folder).values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder / INDEX} names the weights file {missing[0]}, which is not there.")
+        return files
+    if any(folder.glob("pytorch_model*.bin")):
+        raise ValueError(
+            f"{folder} has pickled weights (pytorch_model.bin) only, which can run code when read; load the model and "
+            "save it with save_pretrained to get model.safetensors."
+        )
+    raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hexadecimal SHA-256 of a checkpoint's weights: of its one file, or, of shards, of what `sha256sum` prints.
+
+    The second is `sha256sum model-*.safetensors | sha256sum` in the folder.
+    """
+    files = weight_files(folder)
+    with ThreadPoolExecutor(2) as pool:
+        hashes = list(pool.map(sha256, files))
+    if len(files) == 1:
+        return hashes[0]
+    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(hashes, files, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> name of its file, from the index."""
+    try:
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = {str(name): str(file) for name, file in weight_map.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX} is not an index of safetensors files.") from error
+    for file in weight_map.values():
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise ValueError(f"{folder / INDEX} names the file {file!r}, but only files of its own folder are read.")
+    return weight_map
 
 
 @contextmanager

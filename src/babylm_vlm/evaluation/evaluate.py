@@ -7,6 +7,8 @@ model, data, rule and versions come back: a run that was cut off, or in which a 
 """
 
 import hashlib
+import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
@@ -54,11 +57,27 @@ def load_model(
         _check_checkpoint(Path(name))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with named_source(name, "the model's name"):
+        file = Path(cached_file(name, "config.json", revision=revision))
+        commit = None if Path(name).exists() else extract_commit_hash(str(file), None)
+        if trust_remote_code:
+            _announce_code(name, commit, json.loads(file.read_text(encoding="utf-8")))
         config = AutoConfig.from_pretrained(name, **options)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
     processor_class = AutoProcessor if config.model_type == BabylmVlmConfig.model_type else AutoTokenizer
     processor = processor_class.from_pretrained(name, **options)
+    model.config._commit_hash = commit  # some releases of transformers do not say it
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def _announce_code(name: str, commit: str | None, config: dict) -> None:
+    """Say whose code is about to run, and which revision of it. Checkpoints of our kind run the package's own."""
+    if config.get("model_type") == BabylmVlmConfig.model_type:
+        return
+    for reference in sorted(set(config.get("auto_map", {}).values())):
+        other, _, module = str(reference).rpartition("--")  # "user/name--module.Class" is code of another repository
+        where = other or name
+        revision = "main" if other else commit or "on this disk"
+        print(f"Running {module} of {where}, revision {revision}.", file=sys.stderr)
 
 
 def _check_checkpoint(folder: Path) -> None:

@@ -4,10 +4,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..files import weights_sha256
 from ..merging.plan import PROJECTOR, MergePlan, Source
 from ..merging.preflight import STATE_FILE, common_ancestor
 from ..merging.steps import layer_depths
-from ..merging.weights import Weights, weights_sha256
+from ..merging.weights import Weights
 from .cards import write_card
 
 LIMITS = [
@@ -87,11 +88,11 @@ def write_merged_card(
             "ancestor": public_name(ancestor) if ancestor else None,
             **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": public_name(source.name), "sha256": digest}
+                {"role": role, "name": public_name(source.name), "commit": source.commit, "sha256": digest}
                 for (role, source), digest in zip(parents.items(), hashes, strict=True)
             ],
             "data": [source | {"name": public_name(source["name"])} for state in states for source in state["data"]],
-            "merge_yaml": plan.text,
+            "merge_yaml": public_text(plan),
             "results": results,
             "limitations": limits,
         },
@@ -113,6 +114,14 @@ def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> 
 def public_name(name: str) -> str:
     """A checkpoint or data set as a card may name it: of an absolute path, which means nothing elsewhere, the end."""
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def public_text(plan: MergePlan) -> str:
+    """The YAML of a plan with the names that a card may name."""
+    text = plan.text
+    for source in plan.sources:
+        text = text.replace(source.name, public_name(source.name))
+    return text
 
 
 def has_eyes(folder: Path) -> bool:

@@ -20,10 +20,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import INDEX
 from .kernel import weighted_sum
 from .plan import MergePlan
 from .steps import Step
-from .weights import DTYPES, INDEX, Weights
+from .weights import DTYPES, Weights
 
 BLOCK = 1 << 19
 """Elements of a block: 2 MB in fp32, which stays in the processor's cache."""

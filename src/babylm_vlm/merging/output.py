@@ -16,7 +16,8 @@ NOT_COPIED = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5"),
     *("*.msgpack", "*.gguf", "*.onnx"),
     # training state, results and the model card speak of the base model, not of the merged one
-    *("README.md", "training_*", "trainer_state.json", "optimizer*", "scheduler*", "rng_state*", "*results.json"),
+    *("README.md", "card_facts.json"),
+    *("training_*", "trainer_state.json", "optimizer*", "scheduler*", "rng_state*", "*results.json"),
     *("checkpoint-*", "chck_*", "__pycache__", ".*", PLAN_FILE),
 )
 """Names in the base model's folder that the merged model's folder does not take over."""

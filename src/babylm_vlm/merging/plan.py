@@ -70,6 +70,11 @@ class Source:
     rules: tuple[WeightRule, ...]
     adapter: Path | None = None
 
+    @property
+    def commit(self) -> str | None:
+        """Of a model from the Hub, the commit; its folder in the cache has that name."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
     def weight(self, tensor_name: str, depth: float = 0.0) -> float:
         """The weight of a tensor by the first rule that matches. Raises ValueError where none does.
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import weights_sha256
 from .plan import MergePlan, Source
-from .weights import Weights, weights_sha256
+from .weights import Weights
 
 STATE_FILE = "training_state.json"
 

@@ -5,10 +5,8 @@
 - The safetensors library checks every header (sizes, gaps, overlaps, the file's length); nothing is pickled.
 """
 
-import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,10 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import sha256
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from ..files import INDEX, weight_files, weight_map
 
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -106,46 +101,6 @@ class Weights:
         return stored.read().reshape(stored.shape)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted by name.
-
-    Raises:
-        FileNotFoundError: there are none, or a shard is missing.
-        ValueError: the weights are pickled or stored twice, or the index is not one, or it names a file elsewhere.
-    """
-    single, index = (folder / SINGLE).is_file(), (folder / INDEX).is_file()
-    if single and index:
-        raise ValueError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is out of date.")
-    if single:
-        return [folder / SINGLE]
-    if index:
-        files = [folder / shard for shard in sorted(set(_weight_map(folder).values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder / INDEX} names the weights file {missing[0]}, which is not there.")
-        return files
-    if any(folder.glob("pytorch_model*.bin")):
-        raise ValueError(
-            f"{folder} has pickled weights (pytorch_model.bin) only, which can run code when read; load the model and "
-            "save it with save_pretrained to get model.safetensors."
-        )
-    raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hexadecimal SHA-256 of a checkpoint's weights: of its one file, or, of shards, of what `sha256sum` prints.
-
-    The second is `sha256sum model-*.safetensors | sha256sum` in the folder.
-    """
-    files = weight_files(folder)
-    with ThreadPoolExecutor(2) as pool:
-        hashes = list(pool.map(sha256, files))
-    if len(files) == 1:
-        return hashes[0]
-    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(hashes, files, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="np"):
@@ -168,22 +123,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name -> name of its file, from the index."""
-    try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        weight_map = {str(name): str(file) for name, file in weight_map.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / INDEX} is not an index of safetensors files.") from error
-    for file in weight_map.values():
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise ValueError(f"{folder / INDEX} names the file {file!r}, but only files of its own folder are read.")
-    return weight_map
-
-
 def _check_index(folder: Path, stored: dict[str, StoredTensor]) -> None:
     """The index and the files must name the same tensors in the same places."""
     placed = {name: tensor.file.name for name, tensor in stored.items()}
-    wrong = sorted(name for name, file in _weight_map(folder).items() ^ placed.items())
+    wrong = sorted(name for name, file in weight_map(folder).items() ^ placed.items())
     if wrong:
         raise ValueError(f"{folder / INDEX} and the files that it names disagree on where the tensor {wrong[0]} is.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoModel, LlamaForCausalLM, LlamaModel
 from transformers.activations import ACT2FN
@@ -43,7 +44,20 @@ class BabylmVlmProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(image_features)))
 
 
-class BabylmVlmModel(LlamaModel):
+class RemembersRepository:
+    """A model that may find the vision tower in the repository of its weights, later."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        model.base_model.hub = {name: kwargs[name] for name in names if name in kwargs}
+        return loaded
+
+
+class BabylmVlmModel(RemembersRepository, LlamaModel):
     """The bare body: decoder and projector, without the language-modelling head."""
 
     config_class = BabylmVlmConfig
@@ -51,6 +65,7 @@ class BabylmVlmModel(LlamaModel):
     def __init__(self, config: BabylmVlmConfig):
         super().__init__(config)
         self.multi_modal_projector = BabylmVlmProjector(config)
+        self.hub = {}  # revision, token and cache of the repository that the weights are from
         self._tower = []  # a list, so that the frozen tower is no submodule
         self.post_init()
 
@@ -169,13 +184,13 @@ class BabylmVlmModel(LlamaModel):
             return AutoModel.from_pretrained(local, use_safetensors=True)
         if not name.startswith("./"):
             return AutoModel.from_pretrained(name, revision=self.config.vision_tower_revision, use_safetensors=True)
-        if not checkpoint or Path(checkpoint).is_dir():
+        downloaded = self.downloaded_tower()
+        if downloaded is None:
             raise FileNotFoundError(
                 f"The vision tower {Path(checkpoint, name)} is missing: copy the folder vision_tower/ of the "
                 "multimodal model beside these weights (mergekit does not copy it), or pass image_features."
             )
-        commit = self.config._commit_hash  # of this model's repository on the Hub
-        return AutoModel.from_pretrained(checkpoint, subfolder=name[2:], revision=commit, use_safetensors=True)
+        return AutoModel.from_pretrained(downloaded, use_safetensors=True)
 
     def local_tower(self) -> Path | None:
         """Folder of the tower, if it is on this disk."""
@@ -183,8 +198,17 @@ class BabylmVlmModel(LlamaModel):
         folder = Path(self.config.name_or_path, name) if name.startswith("./") else Path(name)
         return folder if folder.is_dir() else None
 
+    def downloaded_tower(self) -> Path | None:
+        """Folder of the tower in the Hub's cache, if it lies beside these weights in a repository of the Hub."""
+        name, repository = self.config.vision_tower, self.config.name_or_path
+        if not name.startswith("./") or not repository or Path(repository).is_dir():
+            return None
+        snapshot = snapshot_download(repository, allow_patterns=f"{name[2:]}/*", **self.hub)
+        tower = Path(snapshot, name)
+        return tower if tower.is_dir() else None
 
-class BabylmVlmForConditionalGeneration(LlamaForCausalLM):
+
+class BabylmVlmForConditionalGeneration(RemembersRepository, LlamaForCausalLM):
     """Decoder, projector and language-modelling head. Text alone needs no picture."""
 
     config_class = BabylmVlmConfig
@@ -253,8 +277,8 @@ class BabylmVlmForConditionalGeneration(LlamaForCausalLM):
         return self.model.pooled_features(pixel_values)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As `PreTrainedModel.save_pretrained`. A tower from this disk is copied along, one on the Hub is named."""
-        tower, name = self.model.local_tower(), self.config.vision_tower
+        """As `PreTrainedModel.save_pretrained`. A tower beside the weights is copied, any other is named."""
+        tower, name = self.model.local_tower() or self.model.downloaded_tower(), self.config.vision_tower
         if tower is not None:
             target = Path(save_directory) / TOWER_FOLDER
             if target.resolve() != tower.resolve():

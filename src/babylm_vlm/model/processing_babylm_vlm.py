@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding, ProcessorMixin
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding, BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
 
@@ -45,7 +45,7 @@ class BabylmVlmProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
         return cls(image_processor, tokenizer, visual_tokens=config.visual_tokens)
 
-    def __call__(self, text=None, images=None, return_tensors=None, **kwargs) -> BatchEncoding:
+    def __call__(self, text=None, images=None, return_tensors=None, **kwargs) -> BatchEncoding | BatchFeature:
         """Tokenize text, prepare pictures, or both.
 
         Args:
@@ -79,7 +79,8 @@ class BabylmVlmProcessor(ProcessorMixin):
         if pictures is not None:
             flat = [picture for row in pictures for picture in row]
             pixels = self.image_processor(flat, return_tensors=return_tensors or "np")["pixel_values"]
-            encoding["pixel_values"] = pixels if return_tensors else np.asarray(pixels)
+            # `.to(dtype=...)` of a BatchFeature, which pipelines call, leaves token ids whole numbers
+            encoding = BatchFeature({**encoding, "pixel_values": pixels if return_tensors else np.asarray(pixels)})
         return encoding
 
     def _with_image_tokens(self, sentences: list[str], pictures: list[list]) -> list[str]:
