@@ -76,6 +76,11 @@ def demo_section(runs: list[dict]) -> list[str]:
                 share(test["grounded_gain_kept"]),
             ]
         )
+    mean = {
+        key: sum(run["test"][key] for run in runs) / len(runs)
+        for key in ("grammar_gap_recovered", "grounded_gain_kept")
+    }
+    rows.append(["mean", "", "", share(mean["grammar_gap_recovered"]), "", share(mean["grounded_gain_kept"])])
     header = ["seed", "grammar: language − multimodal", "grammar: merged − multimodal", "gap recovered"]
     lines += table([*header, "grounded: merged − multimodal", "gain over chance kept"], rows)
     lines += ["", f"α: {runs[0]['rule']}", "", "Mean over seeds, with the smallest and the largest:", ""]
