@@ -69,6 +69,7 @@ def score_choices(
     batch_tokens: int = 4096,
     progress: bool = True,
     official: bool = False,
+    prepared: dict | None = None,
 ) -> list[np.ndarray]:
     """Log-probability of every option's completion, given its prefix, and the item's picture where it has one.
 
@@ -82,6 +83,8 @@ def score_choices(
         batch_tokens: see `sequence_scores`.
         progress: show a bar while scoring.
         official: see `make_requests`.
+        prepared: an empty dict, which then keeps tokens and picture features; given again with the same items, it
+            saves a model of the same tokenizer and tower (another checkpoint) their making.
 
     Returns:
         n float64 arrays (number of options,), nats.
@@ -90,13 +93,17 @@ def score_choices(
     looks = takes_pictures(model)
     grounded = [i for i, item in enumerate(items) if looks and item.image is not None]
     text_only = [i for i, item in enumerate(items) if not (looks and item.image is not None)]
-    if grounded and features is None:
+    prepared = {} if prepared is None else prepared
+    if grounded and features is None and "grounded" not in prepared:
         features = picture_features(model, processor, [items[i] for i in grounded])
-    for chosen in (grounded, text_only):
-        texts = [option for i in chosen for option in items[i].options]
-        shown = [features[items[i].image] for i in chosen for _ in items[i].options] if chosen is grounded else None
-        requests, pictures = make_requests(model, processor, texts, shown, official)
-        totals = sums(score_requests(model, requests, pictures, batch_tokens, progress))
+    for kind, chosen in (("grounded", grounded), ("text", text_only)):
+        if kind not in prepared:
+            texts = [option for i in chosen for option in items[i].options]
+            shown = (
+                [features[items[i].image] for i in chosen for _ in items[i].options] if kind == "grounded" else None
+            )
+            prepared[kind] = make_requests(model, processor, texts, shown, official)
+        totals = sums(score_requests(model, *prepared[kind], batch_tokens, progress))
         ends = np.cumsum([len(items[i].options) for i in chosen])
         for i, part in zip(chosen, np.split(totals, ends[:-1]), strict=bool(chosen)):
             scores[i] = part

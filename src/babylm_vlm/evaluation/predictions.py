@@ -39,9 +39,14 @@ def official_predictions(task: Task, items: Sequence[Item | MinimalPair], outcom
     return subsets
 
 
-def write_predictions(output_dir: Path, model: str, revision: str | None, task: Task, folder: str, made: dict) -> None:
-    """Write the predictions of a task into the tree."""
-    place = Path(output_dir) / Path(model).stem / (revision or "main") / "zero_shot" / "causal" / task.name
+def predictions_tree(output_dir: Path, model: str, revision: str | None) -> Path:
+    """The folder of a revision in the official tree."""
+    return Path(output_dir) / Path(model).stem / (revision or "main")
+
+
+def write_predictions(tree: Path, task: Task, folder: str, made: dict) -> None:
+    """Write the predictions of a task into the `predictions_tree` of a revision."""
+    place = tree / "zero_shot" / "causal" / task.name
     if task.name == "blimp_supplement":
         place = place.with_name("blimp")
     if task is not READING:
@@ -49,17 +54,23 @@ def write_predictions(output_dir: Path, model: str, revision: str | None, task: 
     write_whole(place / "predictions.json", json.dumps(made).encode())
 
 
-def write_collated(output_dir: Path, model: str, made: dict[str, dict]) -> list[str]:
-    """Write the collated file of the full data.
+def write_collated(output_dir: Path, model: str, made: dict) -> None:
+    """Put parts into the collated file of a model; what other commands have put there stays.
 
     Args:
-        made: predictions by official task name.
-
-    Returns:
-        one sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
+        made: by official name, such as `blimp`, `glue` or `fast_eval_results`.
     """
     path = Path(output_dir) / Path(model).stem / COLLATED
-    write_whole(path, json.dumps(made).encode())
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_whole(path, json.dumps(before | made).encode())
+
+
+def check_sizes(made: dict[str, dict]) -> list[str]:
+    """One sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
+
+    Args:
+        made: predictions on the full data by official task name.
+    """
     notes = [f"{COLLATED}: {name} is missing." for name in SIZES if name not in made]
     for name, subsets in made.items():
         wanted = SIZES[name] if isinstance(SIZES[name], dict) else dict.fromkeys(subsets, SIZES[name])

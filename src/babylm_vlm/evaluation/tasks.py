@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import comps, entity_tracking, ewok, reading, wug
+from . import aoa, comps, entity_tracking, ewok, reading, wug
 from .choices import Item, score_choices
 from .minimal_pairs import MinimalPair, read_pairs
 from .rows import SUFFIXES, file_stem
@@ -44,7 +44,8 @@ class Task:
     Attributes:
         name: as in the official predictions.
         read: folder or file to items.
-        score: (model, processor, items, batch_tokens=, progress=, official=) to an array of scores for each item.
+        score: (model, processor, items, batch_tokens=, progress=, official=, prepared=) to an array of scores for each
+            item.
         measure: (folder's name, outcomes, sampling) to one row of `results.json` per number, by name.
         compare: the same for two models: (folder's name, outcomes of A, of B, sampling) to a `Difference` per number.
         suffixes: of its files.
@@ -94,8 +95,21 @@ def _gains(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[s
     return reading.gains([outcome.scores for outcome in outcomes], outcomes, counts)
 
 
+def _mean_surprisal(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The mean over the items that have a finite surprisal."""
+    values = np.array([outcome.scores[0] for outcome in outcomes])
+    known = np.isfinite(values)
+    drawn = counts[:, known].sum(axis=1)
+    return {name: np.where(drawn > 0, counts[:, known] @ values[known] / np.maximum(drawn, 1), 0.0)}
+
+
 def _measure(
-    name: str, outcomes: Sequence[Outcome], sampling: Sampling, statistic: Statistic, metric: str
+    name: str,
+    outcomes: Sequence[Outcome],
+    sampling: Sampling,
+    statistic: Statistic,
+    metric: str,
+    chance: float | None = 0.0,
 ) -> dict[str, dict]:
     """A statistic over all items, with its bootstrap interval."""
     once = np.ones((1, len(outcomes)), dtype=np.int64)
@@ -110,7 +124,7 @@ def _measure(
             "metric": metric,
             "value": float(value[0]),
             "interval": list(interval(resampled[key])),
-            "chance": 0.0,
+            "chance": chance,
             **counted,
             "paradigms": {},
         }
@@ -170,6 +184,14 @@ READING = Task(
     partial(_compare, statistic=_gains),
     reading.SUFFIXES,
 )
+AOA = Task(
+    "aoa",
+    aoa.read,
+    aoa.surprisals,
+    partial(_measure, statistic=_mean_surprisal, metric="surprisal", chance=None),
+    partial(_compare, statistic=_mean_surprisal),
+    aoa.SUFFIXES,
+)
 
 FOLDERS = {
     "blimp_filtered": BLIMP,
@@ -184,14 +206,15 @@ FOLDERS = {
     "wug_past_tense": WUG_PAST,
     "comps": COMPS,
     "reading": READING,
+    "cdi_childes": AOA,
+    "aoa": AOA,
 }
 BY_NAME = {task.name: task for task in (MINIMAL_PAIRS, *FOLDERS.values())}
 # Folders of the official layout that are not measured here.
 SKIPPED = {
-    "glue_filtered": "GLUE needs fine-tuning",
+    "glue_filtered": "GLUE needs fine-tuning; use babylm-vlm finetune",
     "vqa_filtered": "VQA is not supported yet",
     "winoground_filtered": "Winoground is not supported yet",
-    "cdi_childes": "age of acquisition is not supported yet",
 }
 
 
@@ -201,48 +224,59 @@ def task_of(path: Path) -> Task:
     return FOLDERS.get(folder.resolve().name, MINIMAL_PAIRS)
 
 
-def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+def find_tasks(data: Path | Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Path]:
     """Tasks in a data folder: subfolders that hold benchmark files, or such files, by name.
 
     Args:
-        data: the folder; if it holds benchmark files itself, it is by default one task, named after the folder.
+        data: the folder, or several; one that holds benchmark files itself is by default one task, named after it.
         names: which tasks to take (subfolders, official task names such as `blimp`, or files without their suffix); by
             default all subfolders but those in `SKIPPED`.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no such task.
+        FileNotFoundError: a folder does not exist, or holds no such task.
+        ValueError: two folders hold a task of the same name.
     """
-    data = Path(data)
-    if not data.exists():
-        raise FileNotFoundError(f"the data folder {data} does not exist.")
-    if data.is_file():
-        tasks, inside = {file_stem(data): data}, {}
-    else:
-        tasks = {data.resolve().name: data} if _holds_task(data) else {}
-        inside = {folder.name: folder for folder in sorted(data.iterdir()) if _holds_task(folder)}
+    folders = [Path(data)] if isinstance(data, (str, Path)) else [Path(folder) for folder in data]
+    known: dict[str, Path] = {}
+    for folder in folders:
+        found = _tasks_in(folder, by_file=names is not None)
+        for name in set(known) & set(found):
+            raise ValueError(f"both {known[name]} and {found[name]} hold a task {name}; name one of them.")
+        known |= found
     if names is None:
-        found = tasks or {name: folder for name, folder in inside.items() if name not in SKIPPED}
-        if not found:
-            raise FileNotFoundError(
-                f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files of a task; of the official data "
-                "name evaluation_data/full_eval or evaluation_data/fast_eval."
-            )
-        return found
-    if data.is_dir():
-        suffixes = task_of(data).suffixes
-        inside |= {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(suffixes)}
-    known = tasks | inside
+        return known
     chosen = {}
     for name in names:
         matching = [name] if name in known else [key for key, path in known.items() if task_of(path).name == name]
         if not matching:
-            there = ", ".join(known) or "none"
-            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.")
+            there, where = ", ".join(known) or "none", " and ".join(map(str, folders))
+            raise FileNotFoundError(f"{where} holds no task {name}; tasks there: {there}.")
         for key in matching:
             if key in SKIPPED:
                 raise ValueError(f"{known[key]} cannot be measured: {SKIPPED[key]}.")
             chosen[key] = known[key]
     return chosen
+
+
+def _tasks_in(data: Path, by_file: bool) -> dict[str, Path]:
+    """All tasks of a data folder; with `by_file`, also the folder itself beside its subfolders, and its files."""
+    if not data.exists():
+        raise FileNotFoundError(f"the data folder {data} does not exist.")
+    if data.is_file():
+        return {file_stem(data): data}
+    itself = {data.resolve().name: data} if _holds_task(data) else {}
+    inside = {folder.name: folder for folder in sorted(data.iterdir()) if _holds_task(folder)}
+    if by_file:
+        suffixes = task_of(data).suffixes
+        files = {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(suffixes)}
+        return itself | inside | files
+    found = itself or {name: folder for name, folder in inside.items() if name not in SKIPPED}
+    if not found:
+        raise FileNotFoundError(
+            f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files of a task; of the official data "
+            "name evaluation_data/full_eval or evaluation_data/fast_eval."
+        )
+    return found
 
 
 def _holds_task(path: Path) -> bool:
