@@ -37,7 +37,7 @@ per_device_train_batch_size: 2
 disable_tqdm: true
 """
 
-COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "finetune", "compare", "caption"]
 
 
 @pytest.fixture
@@ -91,9 +91,7 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")
     assert code == 0 and err == "" and "Usage" in out

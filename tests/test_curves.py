@@ -46,15 +46,13 @@ def run(tmp_path, language_checkpoint):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three tasks of the fast data, and children's words."""
+    """Two tasks of the fast data, and children's words."""
     folder = tmp_path / "data"
     for uid in ("agreement", "island"):
         pairs = [row(f"the {noun} were {uid}", f"the {noun} was {uid}", UID=uid) for noun in ("girls", "boys", "cats")]
         write_lines(folder / "blimp_fast" / f"{uid}.jsonl", pairs)
     entities = [{"input_prefix": "Box 0 contains ", "options": ["the ball.", "the cat."], "numops": n} for n in (0, 1)]
     write_lines(folder / "entity_tracking_fast" / "regular.jsonl", entities)
-    forms = [{"sentences": f"a {word} cat\tthe {word} cat", "ratio": i / 4} for i, word in enumerate("abcde")]
-    write_lines(folder / "wug_adj_nominalization" / "wug_adj_nominalization.jsonl", forms)
     contexts = {word: [{"context": context}, {"context": f" {context} "}] for word, context in WORDS.items()}
     (folder / "cdi_childes").mkdir()
     (folder / "cdi_childes" / "cdi_childes.json").write_text(json.dumps(contexts | {"a": [{"context": "left out"}]}))
@@ -73,7 +71,8 @@ def write_children(file, ages, steepness=0.5):
 
 def evaluate(model, data, output_dir, asked="all", **options):
     revisions = curves.find_revisions(str(model), asked)
-    return curves.evaluate_revisions(str(model), revisions, find_tasks(data), output_dir, progress=False, **options)
+    options |= {"resamples": 50, "progress": False}
+    return curves.evaluate_revisions(str(model), revisions, find_tasks(data), output_dir, **options)
 
 
 # --- revisions -------------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ def hub_run(tmp_path, language_checkpoint, monkeypatch):
         shutil.copytree(made / name, repository / "snapshots" / commit)
         (repository / "refs").mkdir(exist_ok=True)
         (repository / "refs" / name).write_text(commit)
-    branches = [GitRefInfo(name=name, ref="", targetCommit="") for name in ("main", *reversed(names))]
+    branches = [GitRefInfo(name=name, ref="", target_commit="") for name in ("main", *reversed(names))]
     monkeypatch.setattr(HfApi, "list_repo_refs", lambda *_: GitRefs(branches=branches, converts=[], tags=[]))
     yield "user/run"
     shutil.rmtree(repository)
@@ -128,16 +127,15 @@ def test_a_repository_that_is_not_there(run_command, data, tmp_path):
 
 def test_curves_are_the_results_of_every_checkpoint(run, data, tmp_path, run_command):
     out = tmp_path / "out"
-    code, printed, _ = run_command(
-        "evaluate", run, "--revisions", "all", "--data", data, "--output-dir", out, "--json"
-    )
+    command = ("evaluate", run, "--data", data, "--output-dir", out, "--revisions")
+    code, printed, _ = run_command(*command, "all", "--json")
     assert code == 0
     found = json.loads(printed)
     assert found == json.loads((out / "curves.json").read_text()) and found["complete"]
     assert {path.name for path in out.iterdir()} == {*NAMES, "curves.json", "curves.png"}
     with Image.open(out / "curves.png") as picture:
         assert picture.width > 500
-    tasks = {name: path for name, path in find_tasks(data).items()}
+    tasks = find_tasks(data)
     for place, name in enumerate(NAMES):
         model, tokenizer = load_model(run / name)
         alone = evaluate_model(model, tokenizer, tasks, tmp_path / "alone" / name, name=str(run / name))
@@ -147,17 +145,14 @@ def test_curves_are_the_results_of_every_checkpoint(run, data, tmp_path, run_com
             assert measured == {key: alone["tasks"][task][key] for key in measured}
     assert found["tasks"]["cdi_childes"]["metric"] == "surprisal" and "fast_eval_results" not in found
 
-    code, printed, err = run_command("evaluate", run, "--revisions", "all", "--data", data, "--output-dir", out)
+    code, _, err = run_command(*command, "all")
     assert code == 1 and "curves.json exists" in err
-    code, printed, _ = run_command(
-        "evaluate", run, "--revisions", "chck_2M", "--data", data, "--output-dir", out, "--overwrite"
-    )
+    code, printed, _ = run_command(*command, "chck_2M", "--overwrite")
     assert code == 0 and "chck_2M" in printed and "Age of acquisition" in printed
 
 
-def test_data_is_tokenized_and_pictures_are_seen_once(
-    tmp_path, data, grounded_file, multimodal_checkpoint, monkeypatch
-):
+def test_data_is_read_once(tmp_path, data, grounded_file, multimodal_checkpoint, monkeypatch):
+    """Texts are tokenized and pictures seen once for all checkpoints, but not where another tokenizer reads them."""
     for name in NAMES:
         shutil.copytree(multimodal_checkpoint, tmp_path / "run" / name)
     tokenized, seen = [], []
@@ -181,9 +176,7 @@ def test_data_is_tokenized_and_pictures_are_seen_once(
     other.add_tokens("girls")
     other.save_pretrained(tmp_path / "run" / "chck_2M")
     found = evaluate(tmp_path / "run", data, tmp_path / "again")
-    assert "failed" in found and "chck_2M" in " ".join(
-        found["failed"]
-    )  # the other tokenizer was used, not the kept tokens
+    assert {name.partition(":")[0] for name in found["failed"]} == {"chck_2M"}  # its new token is not in the model
 
 
 def test_a_run_that_was_cut_off_goes_on(run, data, tmp_path, monkeypatch):
@@ -232,6 +225,8 @@ def test_a_checkpoint_that_cannot_be_read_loses_nothing_of_the_others(run, data,
 
 def test_predictions_of_every_checkpoint(run, data, tmp_path):
     """The scores are those that the official collation computes from the predictions and the data files."""
+    forms = [{"sentences": f"a {word} cat\tthe {word} cat", "ratio": i / 4} for i, word in enumerate("abcde")]
+    write_lines(data / "wug_adj_nominalization" / "wug_adj_nominalization.jsonl", forms)
     found = evaluate(run, data, tmp_path / "out", predictions=True)
     tree = tmp_path / "out" / "predictions" / "run"
     collated = json.loads((tree / "all_full_preds_and_fast_scores_causal.json").read_text())

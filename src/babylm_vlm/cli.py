@@ -259,6 +259,45 @@ def _raise_failures(results: dict) -> None:
 
 
 @app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id; of a multimodal model, the text side.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of TASK.train.jsonl and TASK.valid.jsonl.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json and what belongs to it.")],
+    tasks: Annotated[str | None, typer.Option("--tasks", help="(Super)GLUE tasks, with commas; default: all.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train low-rank additions, not the whole model.")] = False,
+    seed: Annotated[list[int], typer.Option("--seed", help="Of a run; repeat it for the mean over several.")] = [42],  # noqa: B006
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 3e-5, with --lora 3e-4.")] = None,
+    epochs: Annotated[int, typer.Option(help="At most; WSC, which is small, gets three times as many.", min=1)] = 10,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Also write the official predictions.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on (Super)GLUE tasks and score it on data it has not seen."""
+    import json
+
+    from .evaluation import print_results
+    from .evaluation.glue import FineTuning, find_glue, finetune
+
+    found = find_glue(data, tasks.split(",") if tasks else None)
+    settings = FineTuning(tuple(seed), lora, learning_rate or (3e-4 if lora else 3e-5), epochs)
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its scores
+        results = finetune(
+            model,
+            found,
+            output_dir,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            predictions=predictions,
+            overwrite=overwrite,
+        )
+    print(json.dumps(results)) if as_json else print_results(results)
+    _raise_failures(results)
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(help="results.json of `evaluate`, or its folder.")],
     b: Annotated[Path, typer.Argument(help="The same of another model on the same data.")],

@@ -20,11 +20,12 @@ that have both; the model's age is on the log10 scale. The interval is a bootstr
 import csv
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.stats import pearsonr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -159,7 +160,8 @@ def _crossing(
     x: np.ndarray, y: np.ndarray, threshold: float, start: Sequence[float], **options: tuple
 ) -> float | None:
     """Where the sigmoid fitted to (x, y) reaches the threshold, if it rises through it."""
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning)
         try:
             (a, b, c, d), _ = curve_fit(_sigmoid, x, y, p0=start, maxfev=1000, **options)
         except (RuntimeError, TypeError, ValueError):  # no convergence; fewer points than parameters; infinite values

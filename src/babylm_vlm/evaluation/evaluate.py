@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
@@ -60,10 +61,13 @@ def load_model(
         _check_checkpoint(Path(name))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with named_source(name, "the model's name"):
+        file = cached_file(name, "config.json", revision=revision)
         config = AutoConfig.from_pretrained(name, **options)
     model = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
     processor_class = AutoProcessor if config.model_type == BabylmVlmConfig.model_type else AutoTokenizer
     processor = processor_class.from_pretrained(name, **options)
+    # some releases of transformers do not say the commit
+    model.config._commit_hash = None if Path(name).exists() else extract_commit_hash(file, None)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 

@@ -5,7 +5,7 @@ A task reads a folder into items, scores them, and turns what came out into numb
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from . import aoa, comps, entity_tracking, ewok, reading, wug
 from .choices import Item, score_choices
 from .minimal_pairs import MinimalPair, read_pairs
 from .rows import SUFFIXES, file_stem
-from .statistics import Difference, accuracy, difference_interval, interval
+from .statistics import Difference, accuracy, difference_interval, interval, label_accuracy, label_f1
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,7 @@ def _mean_surprisal(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) 
 
 
 def _measure(
-    name: str,
-    outcomes: Sequence[Outcome],
-    sampling: Sampling,
-    statistic: Statistic,
-    metric: str,
-    chance: float | None = 0.0,
+    name: str, outcomes: Sequence[Outcome], sampling: Sampling, statistic: Statistic, metric: str
 ) -> dict[str, dict]:
     """A statistic over all items, with its bootstrap interval."""
     once = np.ones((1, len(outcomes)), dtype=np.int64)
@@ -124,7 +119,7 @@ def _measure(
             "metric": metric,
             "value": float(value[0]),
             "interval": list(interval(resampled[key])),
-            "chance": chance,
+            "chance": 0.0,
             **counted,
             "paradigms": {},
         }
@@ -145,6 +140,53 @@ def _compare(
         p = min(1.0, 2 * (1 + crossing) / (1 + len(differences)))
         value = float(observed[0][key][0] - observed[1][key][0])
         found[key] = Difference(value, interval(differences), len(a), float(p))
+    return found
+
+
+def _measure_surprisal(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """The mean surprisal of words, which has no chance level: it depends on how the vocabulary cuts them."""
+    rows = _measure(name, outcomes, sampling, _mean_surprisal, "surprisal")
+    return {key: {**row, "chance": None} for key, row in rows.items()}
+
+
+def _of_labels(
+    name: str, outcomes: Sequence[Outcome], counts: np.ndarray, statistic: Callable[..., np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The mean over seeds of a statistic of predicted labels."""
+    right = np.array([outcome.facts["label"] for outcome in outcomes], dtype=int)
+    by_seed = np.array([outcome.scores for outcome in outcomes], dtype=int).T
+    return {name: np.mean([statistic(predicted, right, counts) for predicted in by_seed], axis=0)}
+
+
+def _label_statistics(name: str) -> list[tuple[str, str, Statistic]]:
+    """Name, metric and statistic of every number of a classification task."""
+    found = [(name, "accuracy", partial(_of_labels, statistic=label_accuracy))]
+    return found + ([(f"{name}_f1", "f1", partial(_of_labels, statistic=label_f1))] if name in WITH_F1 else [])
+
+
+def measure_labels(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """Accuracy of a classification task, and F1 where papers report it; rows as `Task.measure` gives them.
+
+    Args:
+        name: of the GLUE task.
+        outcomes: `scores` are the labels predicted under each seed; `facts` hold the right `label`, and the `majority`
+            label of the training data, whose constant prediction is the chance level.
+        sampling: how to bootstrap.
+    """
+    guesses = [replace(outcome, scores=(outcome.facts["majority"],)) for outcome in outcomes]
+    once = np.ones((1, len(outcomes)), dtype=np.int64)
+    rows = {}
+    for key, metric, statistic in _label_statistics(name):
+        rows |= _measure(key, outcomes, sampling, statistic, metric)
+        rows[key]["chance"] = float(statistic(key, guesses, once)[key][0])
+    return rows
+
+
+def compare_labels(name: str, a: Sequence[Outcome], b: Sequence[Outcome], sampling: Sampling) -> dict[str, Difference]:
+    """The differences of two models in what `measure_labels` measures, as `Task.compare` gives them."""
+    found = {}
+    for key, _, statistic in _label_statistics(name):
+        found |= _compare(key, a, b, sampling, statistic)
     return found
 
 
@@ -188,7 +230,7 @@ AOA = Task(
     "aoa",
     aoa.read,
     aoa.surprisals,
-    partial(_measure, statistic=_mean_surprisal, metric="surprisal", chance=None),
+    _measure_surprisal,
     partial(_compare, statistic=_mean_surprisal),
     aoa.SUFFIXES,
 )
@@ -209,7 +251,8 @@ FOLDERS = {
     "cdi_childes": AOA,
     "aoa": AOA,
 }
-BY_NAME = {task.name: task for task in (MINIMAL_PAIRS, *FOLDERS.values())}
+WITH_F1 = ("mrpc", "qqp")
+COMPARE = {task.name: task.compare for task in (MINIMAL_PAIRS, *FOLDERS.values())} | {"glue": compare_labels}
 # Folders of the official layout that are not measured here.
 SKIPPED = {
     "glue_filtered": "GLUE needs fine-tuning; use babylm-vlm finetune",
