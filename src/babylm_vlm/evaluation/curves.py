@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -84,8 +85,7 @@ def find_revisions(model: str, asked: str = "all") -> list[Revision]:
     elif local:
         names = [path.name for path in Path(model).iterdir() if path.is_dir()]
     else:
-        with named_source(model, "the model's name"):
-            names = [branch.name for branch in HfApi().list_repo_refs(model).branches]
+        names = _branches(model)
     if asked == "all":
         names = [name for name in names if CHECKPOINT.fullmatch(name)]
     if not names:
@@ -95,6 +95,15 @@ def find_revisions(model: str, asked: str = "all") -> list[Revision]:
             raise FileNotFoundError(f"{Path(model, name)} holds no config.json, so it is no checkpoint of {model}.")
     found = [Revision(name, str(Path(model, name)) if local else model, None if local else name) for name in names]
     return sorted(found, key=lambda revision: math.inf if revision.words is None else revision.words)
+
+
+def _branches(repo_id: str) -> list[str]:
+    """Names of a repository's branches on the Hub."""
+    with named_source(repo_id, "the model's name"):
+        try:
+            return [branch.name for branch in HfApi().list_repo_refs(repo_id).branches]
+        except HTTPError as error:  # a connection that fails is no OSError
+            raise OSError(str(error)) from error
 
 
 def check_curves_folder(output_dir: Path, revisions: Sequence[Revision], overwrite: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Predictions as the official BabyLM pipeline writes them, so that its collation script and the leaderboard read them.
 
-The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json. The collated file of the main revision holds
-the predictions on the full data; the official script adds age of acquisition, GLUE, and the scores of earlier
-checkpoints on the fast data, where these are in the same tree.
+The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json, and MODEL/REVISION/finetune/TASK/predictions.json
+of GLUE. The collated file holds the predictions on the full data (from `evaluate`), GLUE's (from `finetune`), and the
+scores of all checkpoints on the fast data and surprisals of children's words (from `evaluate --revisions`).
 """
 
 import json
