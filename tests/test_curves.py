@@ -114,6 +114,10 @@ def test_branches_on_the_hub(hub_run, data, tmp_path):
     results = json.loads((tmp_path / "out" / "chck_2M" / "results.json").read_text())
     assert (results["model"]["name"], results["model"]["revision"]) == ("user/run", "chck_2M")
     assert results["model"]["commit"] == f"{2:040x}"
+    kept = tmp_path / "out" / "chck_2M" / "items" / "blimp_fast.jsonl.gz"
+    time = kept.stat().st_mtime_ns
+    again = evaluate(hub_run, data, tmp_path / "out", overwrite=True)
+    assert again == found and kept.stat().st_mtime_ns == time
 
 
 def test_a_repository_that_is_not_there(run_command, data, tmp_path):

@@ -402,6 +402,7 @@ def print_curves(curves: dict, console: Console | None = None) -> None:
             cells.append("–" if value is None else f"{factor * value:.{digits}f}")
         table.add_row(revision["name"], *cells)
     console = console or Console()
+    console.width = max(console.width, 14 * len(table.columns))  # a narrow terminal breaks lines, but loses nothing
     console.print(table)
     if found := curves.get("age_of_acquisition"):
         low, high = found["interval"]

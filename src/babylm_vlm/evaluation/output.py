@@ -25,7 +25,7 @@ SHOWN = {  # of each metric: its name in tables, factor, and decimals
     "accuracy": ("accuracy %", 100, 1),
     "spearman": ("Spearman's ρ", 1, 3),
     "r2_gain": ("ΔR² %", 1, 2),
-    "surprisal": ("surprisal", 1, 2),  # nats; lower is better
+    "surprisal": ("surprisal, nats", 1, 2),  # lower is better
     "f1": ("F1 %", 100, 1),
 }
 

@@ -1,7 +1,7 @@
 """Predictions as the official BabyLM pipeline writes them, so that its collation script and the leaderboard read them.
 
 The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; GLUE is in MODEL/REVISION/finetune/TASK. The
-collated file holds predictions on the full data (from `evaluate`) and GLUE's (from `finetune`), and, of all checkpoints,
+collated file holds predictions on the full data (from `evaluate`), GLUE's (from `finetune`), and of all checkpoints
 scores on the fast data and surprisals of children's words (from `evaluate --revisions`).
 """
 
