@@ -220,6 +220,9 @@ def test_a_checkpoint_that_cannot_be_read_loses_nothing_of_the_others(run, data,
     assert code == 1 and "chck_2M failed" in err and "chck_10M" in printed
     found = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [revision["name"] for revision in found["revisions"]] == NAMES[::2] and not found["complete"]
+    broken = write_lines(data / "ewok_fast" / "social.jsonl", [{"Context1": "a"}])
+    assert set(evaluate(run, data, tmp_path / "out")["failed"]) == {"chck_2M", "ewok_fast"}
+    shutil.rmtree(broken.parent)
     shutil.copy(run / "chck_1M" / "model.safetensors", run / "chck_2M")
     assert evaluate(run, data, tmp_path / "out")["complete"]
 

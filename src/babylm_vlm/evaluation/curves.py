@@ -167,7 +167,7 @@ def evaluate_revisions(
         raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in benchmarks.failed.items()))
     options = {"official": official, "batch_tokens": batch_tokens, "resamples": resamples, "seed": seed}
     results: dict[str, dict] = {}
-    failed: dict[str, str] = {}
+    failed = dict(benchmarks.failed)
     inputs = None
     for revision in tqdm(revisions, desc="checkpoints", disable=not progress):
         try:
@@ -195,16 +195,14 @@ def evaluate_revisions(
         _write_curves(output_dir, _collect(model, revisions, results, failed, official))
     if not results:
         raise ValueError(" ".join(f"{name}: {sentence}" for name, sentence in failed.items()))
-    curves = _collect(model, revisions, results, failed, official)
-    collated = {}
+    curves, collated = _collect(model, revisions, results, failed, official), {}
     if official:
         curves["fast_eval_results"], curves["predictions"] = fast_eval_results(results, tasks)
         collated["fast_eval_results"] = curves["fast_eval_results"]
-    for task in (task for task in benchmarks.items if task_of(tasks[task]) is AOA):
+    for task in (task for task in benchmarks.items if task_of(tasks[task]) is AOA and task in curves["tasks"]):
         seeing = [rev for rev in revisions if rev.words is not None and task in _measured(results, rev)]
-        if not seeing:
-            continue
-        surprisals = _kept_surprisals(output_dir, task, seeing)
+        kept = [read_items(items_file(output_dir / revision.name, task))[1] for revision in seeing]
+        surprisals = np.array([[outcome.scores[0] for outcome in outcomes] for outcomes in kept])
         collated["aoa"] = surprisal_file(model, benchmarks.items[task], seeing, surprisals)
         try:
             children = aoa.read_children(aoa.find_human_file(tasks[task]))
@@ -212,12 +210,10 @@ def evaluate_revisions(
             curves["failed"]["age of acquisition"] = str(error)
             continue
         words, seen = [item.uid for item in benchmarks.items[task]], [revision.words for revision in seeing]
-        curves["age_of_acquisition"] = aoa.acquisition(words, surprisals, seen, children, resamples, seed)
+        if seen:
+            curves["age_of_acquisition"] = aoa.acquisition(words, surprisals, seen, children, resamples, seed)
     if predictions:
-        write_collated(output_dir / "predictions", model, collated)
-        if "aoa" in collated:
-            place = predictions_tree(output_dir / "predictions", model, None) / "zero_shot" / "causal" / "AoA_word"
-            write_whole(place / "surprisal.json", json.dumps(collated["aoa"]).encode())
+        _write_collated(output_dir / "predictions", model, collated)
     curves["complete"] = not curves["failed"]
     plot_curves(curves, output_dir / "curves.png")
     _write_curves(output_dir, curves)
@@ -227,12 +223,6 @@ def evaluate_revisions(
 def _measured(results: dict[str, dict], revision: Revision) -> dict[str, dict]:
     """The numbers of a revision; none if it failed."""
     return results[revision.name]["tasks"] if revision.name in results else {}
-
-
-def _kept_surprisals(output_dir: Path, task: str, revisions: Sequence[Revision]) -> np.ndarray:
-    """(R, n) surprisals of the words of n items, as they were kept of every revision."""
-    kept = [read_items(items_file(output_dir / revision.name, task))[1] for revision in revisions]
-    return np.array([[outcome.scores[0] for outcome in outcomes] for outcomes in kept])
 
 
 def _inputs_hash(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> str | None:
@@ -261,7 +251,10 @@ def _collect(
         found = [results[revision.name]["tasks"].get(task) for revision in done]
         curve |= {key: [row and row[key] for row in found] for key in ("value", "interval")}
     failed_tasks = {
-        f"{name}: {task}": sentence for name, result in results.items() for task, sentence in result["failed"].items()
+        f"{name}: {task}": sentence
+        for name, result in results.items()
+        for task, sentence in result["failed"].items()
+        if task not in failed  # for all revisions alike
     }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -350,6 +343,14 @@ def _write_predictions(
         if tasks[task].resolve().name in FOLDERS and kind is not AOA and file.is_file():
             made = official_predictions(kind, items, read_items(file)[1])
             write_predictions(tree, kind, task, made)
+
+
+def _write_collated(output_dir: Path, model: str, made: dict) -> None:
+    """Parts of the collated file; surprisals also where the official script looks for them."""
+    write_collated(output_dir, model, made)
+    if "aoa" in made:
+        place = predictions_tree(output_dir, model, None) / "zero_shot" / "causal" / "AoA_word"
+        write_whole(place / "surprisal.json", json.dumps(made["aoa"]).encode())
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
