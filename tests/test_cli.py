@@ -37,7 +37,7 @@ per_device_train_batch_size: 2
 disable_tqdm: true
 """
 
-COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "compare", "caption"]
+COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "finetune", "compare", "caption"]
 COMMANDS += ["push", "push-metrics"]
 
 

@@ -237,7 +237,10 @@ def diagnose(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder with a subfolder of benchmark files per task.")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", help="Folder with a subfolder of benchmark files per task; may be repeated."),
+    ],
     output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json and what belongs to it.")],
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Tasks or subfolders, with commas; default: all.")
@@ -250,6 +253,10 @@ def evaluate(
     ] = False,
     batch_tokens: Annotated[int, typer.Option(help="Most tokens in a batch, padding included.", min=1)] = 4096,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+    revisions: Annotated[
+        str | None,
+        typer.Option("--revisions", help="all checkpoints chck_NM of a repository or run folder, or a list of them."),
+    ] = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -260,8 +267,21 @@ def evaluate(
     from .evaluation import evaluate_model, find_tasks, load_model, print_results
     from .evaluation.output import check_results_folder
 
-    check_results_folder(output_dir, overwrite)
     found = find_tasks(data, tasks.split(",") if tasks else None)
+    rules = {"official": official, "predictions": predictions, "batch_tokens": batch_tokens, "overwrite": overwrite}
+    if revisions:
+        from .evaluation.curves import evaluate_revisions, find_revisions, print_curves
+
+        if revision:
+            raise ValueError("Pass --revision for one checkpoint or --revisions for several, not both.")
+        checkpoints = find_revisions(model, revisions)
+        results = evaluate_revisions(
+            model, checkpoints, found, output_dir, trust_remote_code=trust_remote_code, **rules
+        )
+        print(json.dumps(results)) if as_json else print_curves(results)
+        _raise_failures(results)
+        return
+    check_results_folder(output_dir, overwrite)
     loaded, processor = load_model(model, revision, trust_remote_code)
     results = evaluate_model(
         loaded,
@@ -270,17 +290,55 @@ def evaluate(
         output_dir,
         name=model,
         revision=revision,
-        official=official,
-        predictions=predictions,
-        batch_tokens=batch_tokens,
-        overwrite=overwrite,
+        **rules,
     )
-    if as_json:
-        print(json.dumps(results))
-    else:
-        print_results(results)
+    print(json.dumps(results)) if as_json else print_results(results)
+    _raise_failures(results)
+
+
+def _raise_failures(results: dict) -> None:
+    """Raise ValueError if anything failed, now that the rest is written and printed."""
     if results["failed"]:
         raise ValueError(" ".join(f"{task} failed: {sentence}" for task, sentence in results["failed"].items()))
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id; of a multimodal model, the text side.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of TASK.train.jsonl and TASK.valid.jsonl.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder for results.json and what belongs to it.")],
+    tasks: Annotated[str | None, typer.Option("--tasks", help="(Super)GLUE tasks, with commas; default: all.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train low-rank additions, not the whole model.")] = False,
+    seed: Annotated[list[int], typer.Option("--seed", help="Of a run; repeat it for the mean over several.")] = [42],  # noqa: B006
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 3e-5, with --lora 3e-4.")] = None,
+    epochs: Annotated[int, typer.Option(help="At most; WSC, which is small, gets three times as many.", min=1)] = 10,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Also write the official predictions.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on (Super)GLUE tasks and score it on data it has not seen."""
+    import json
+
+    from .evaluation import print_results
+    from .evaluation.glue import FineTuning, find_glue, finetune
+
+    found = find_glue(data, tasks.split(",") if tasks else None)
+    settings = FineTuning(tuple(seed), lora, learning_rate or (3e-4 if lora else 3e-5), epochs)
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its scores
+        results = finetune(
+            model,
+            found,
+            output_dir,
+            settings,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            predictions=predictions,
+            overwrite=overwrite,
+        )
+    print(json.dumps(results)) if as_json else print_results(results)
+    _raise_failures(results)
 
 
 @app.command()

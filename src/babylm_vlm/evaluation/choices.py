@@ -78,6 +78,7 @@ def score_choices(
     progress: bool = True,
     official: bool = False,
     mean: bool = False,
+    prepared: dict | None = None,
 ) -> list[np.ndarray]:
     """Log-probability of every option's completion, given its prefix, and its picture where it has one.
 
@@ -92,6 +93,8 @@ def score_choices(
         progress: show a bar while scoring.
         official: see `make_requests`.
         mean: the mean over the completion's tokens in place of their sum.
+        prepared: an empty dict, which then keeps tokens and picture features; given again with the same items, it
+            saves a model of the same tokenizer and tower (another checkpoint) their making.
 
     Returns:
         n float64 arrays (number of options,), nats.
@@ -100,13 +103,15 @@ def score_choices(
     looks = takes_pictures(model)
     grounded = [i for i, item in enumerate(items) if looks and item.images]
     text_only = [i for i, item in enumerate(items) if not (looks and item.images)]
-    if grounded and features is None:
+    prepared = {} if prepared is None else prepared
+    if grounded and features is None and "grounded" not in prepared:
         features = picture_features(model, processor, [items[i] for i in grounded])
-    for chosen in (grounded, text_only):
-        texts = [option for i in chosen for option in items[i].options]
-        shown = [features[image] for i in chosen for image in items[i].images] if chosen is grounded else None
-        requests, pictures = make_requests(model, processor, texts, shown, official)
-        per_token = score_requests(model, requests, pictures, batch_tokens, progress)
+    for kind, chosen in (("grounded", grounded), ("text", text_only)):
+        if kind not in prepared:
+            texts = [option for i in chosen for option in items[i].options]
+            shown = [features[image] for i in chosen for image in items[i].images] if kind == "grounded" else None
+            prepared[kind] = make_requests(model, processor, texts, shown, official)
+        per_token = score_requests(model, *prepared[kind], batch_tokens, progress)
         totals = sums(per_token)
         if mean:
             totals /= [max(1, len(tokens)) for tokens in per_token]

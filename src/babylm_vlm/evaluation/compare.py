@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from .output import RESULTS_FILE, items_file, read_items
-from .tasks import BY_NAME, Sampling
+from .tasks import COMPARE, Sampling
 
 
 def compare_results(a: Path, b: Path) -> dict:
@@ -39,7 +39,7 @@ def compare_results(a: Path, b: Path) -> dict:
             notes.append(f"{task} failed in one of the two.")
             continue
         (measured, outcomes_a), (_, outcomes_b) = (read_items(items_file(file.parent, task)) for file in files)
-        found = BY_NAME[measured["task"]].compare(task, outcomes_a, outcomes_b, sampling)
+        found = COMPARE[measured["task"]](task, outcomes_a, outcomes_b, sampling)
         for key, difference in found.items():
             value_a, value_b = (result["tasks"][key] for result in results)
             values = {"metric": value_a["metric"], "a": value_a["value"], "b": value_b["value"]}

@@ -108,6 +108,7 @@ def score(
     batch_tokens: int = 4096,
     progress: bool = True,
     official: bool = False,
+    prepared: dict | None = None,
 ) -> list[np.ndarray]:
     """Of choices the score (4,) of each picture with the text, of concepts the model's representation (hidden_size,).
 
@@ -121,7 +122,7 @@ def score(
             replace(item, options=tuple(("", OFFICIAL_PROMPT.format(text)) for _, text in item.options))
             for item in items
         ]
-    return score_choices(model, processor, items, features, batch_tokens, progress, official, mean=official)
+    return score_choices(model, processor, items, features, batch_tokens, progress, official, official, prepared)
 
 
 @torch.no_grad()

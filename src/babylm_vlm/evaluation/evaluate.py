@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,15 +31,18 @@ from ..model import BabylmVlmConfig
 from .choices import Item, Picture, picture_features, takes_pictures
 from .minimal_pairs import MinimalPair
 from .output import check_results_folder, items_file, read_items, write_items, write_results
-from .predictions import official_predictions, write_collated, write_predictions
-from .tasks import FOLDERS, Outcome, Sampling, Task, task_of
+from .predictions import check_sizes, official_predictions, predictions_tree, write_collated, write_predictions
+from .tasks import AOA, FOLDERS, Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
 PACKAGES = ("babylm-vlm", "torch", "transformers")
 
 
 def load_model(
-    path_or_id: str | Path, revision: str | None = None, trust_remote_code: bool = False
+    path_or_id: str | Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    kind: type = AutoModelForCausalLM,
 ) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]:
     """A causal language model in fp32, and its tokenizer, or for a multimodal model its processor.
 
@@ -48,6 +52,7 @@ def load_model(
         path_or_id: folder of a checkpoint, or a model's id on the Hub.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run the code that comes with models of other architectures.
+        kind: the Auto class to load with; `AutoModel` gives the body without its head.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or it holds no config.json or no safetensors weights.
@@ -62,7 +67,7 @@ def load_model(
         if trust_remote_code:
             _announce_code(name, commit, json.loads(file.read_text(encoding="utf-8")))
         config = AutoConfig.from_pretrained(name, **options)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
+    model = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
     processor_class = AutoProcessor if config.model_type == BabylmVlmConfig.model_type else AutoTokenizer
     processor = processor_class.from_pretrained(name, **options)
     model.config._commit_hash = commit  # some releases of transformers do not say it
@@ -92,6 +97,37 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+@dataclass
+class Benchmarks:
+    """What is read of the tasks' data, once for any number of checkpoints.
+
+    Attributes:
+        items, data_sha256: by task.
+        failed: why a task could not be read.
+        prepared: by task, what its `score` keeps between models of the same tokenizer and tower.
+        features: pooled features of the pictures of all tasks.
+    """
+
+    items: dict[str, list[Item] | list[MinimalPair]] = field(default_factory=dict)
+    data_sha256: dict[str, dict[str, str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    prepared: dict[str, dict] = field(default_factory=dict)
+    features: dict[Picture, torch.Tensor] = field(default_factory=dict)
+
+
+def read_benchmarks(tasks: dict[str, Path]) -> Benchmarks:
+    """Read the data of every task, as `find_tasks` gives them."""
+    read = Benchmarks()
+    for task, path in tasks.items():
+        try:
+            read.items[task] = task_of(path).read(path)
+            files = task_of(path).files(path)
+            read.data_sha256[task] = {file.name: sha256(file) for file in files}
+        except (OSError, ValueError) as error:
+            read.failed[task] = str(error)
+    return read
+
+
 def evaluate_model(
     model: PreTrainedModel,
     processor: ProcessorMixin | PreTrainedTokenizerBase,
@@ -107,6 +143,7 @@ def evaluate_model(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    benchmarks: Benchmarks | None = None,
 ) -> dict:
     """Measure a model on every task, and write `results.json` and what stands beside it (output.py).
 
@@ -126,6 +163,8 @@ def evaluate_model(
         resamples, seed: of the bootstrap behind the intervals.
         overwrite: replace earlier results.
         progress: show a bar while scoring.
+        benchmarks: `read_benchmarks` of these tasks, which then keeps tokens and picture features for the next model;
+            read here when None.
 
     Returns:
         what `results.json` holds.
@@ -136,39 +175,33 @@ def evaluate_model(
     """
     check_results_folder(output_dir, overwrite)
     sampling = Sampling(official or predictions, resamples, seed)
+    keeping = benchmarks is not None
+    benchmarks = benchmarks or read_benchmarks(tasks)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "model": _model_facts(model, Path(name), revision),
+        "model": model_facts(model, Path(name), revision),
         "official": sampling.official,
         "tasks": {},
-        "failed": {},
+        "failed": dict(benchmarks.failed),
         "predictions": [],
-        "data_sha256": {},
+        "data_sha256": benchmarks.data_sha256,
         "bootstrap": {"resamples": resamples, "seed": seed},
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": package_versions(),
     }
-    read: dict[str, list[Item] | list[MinimalPair]] = {}
-    for task, path in tasks.items():
-        try:
-            read[task] = task_of(path).read(path)
-            files = task_of(path).files(path)
-            results["data_sha256"][task] = {file.name: sha256(file) for file in files}
-        except (OSError, ValueError) as error:
-            results["failed"][task] = str(error)
     collated: dict[str, dict] = {}
-    features: dict[Picture, torch.Tensor] = {}  # of all tasks
-    for task, items in read.items():
+    for task, items in benchmarks.items.items():
         kind, path = task_of(tasks[task]), items_file(output_dir, task)
         pictures = list(dict.fromkeys(image for item in items for image in item.images))
         pictures_used = takes_pictures(model) and bool(pictures)
         try:
             measured = _measurement(results, name, task, kind.name, pictures if pictures_used else [])
-            outcomes = _kept(path, measured)
+            outcomes = kept_outcomes(path, measured)
             if outcomes is None:
                 options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
+                options |= {"prepared": benchmarks.prepared.setdefault(task, {})} if keeping else {}
                 if pictures_used:
-                    features = picture_features(model, processor, items, features)
-                    options["features"] = features
+                    benchmarks.features = picture_features(model, processor, items, benchmarks.features)
+                    options["features"] = benchmarks.features
                 outcomes = _score(kind, model, processor, items, **options)
                 write_items(path, measured, outcomes)
             rows = kind.measure(task, outcomes, sampling)
@@ -177,15 +210,17 @@ def evaluate_model(
             continue
         shown = {"pictures": len(pictures), "pictures_used": pictures_used}
         results["tasks"] |= {key: {**row, **shown} for key, row in rows.items()}
-        if predictions and tasks[task].resolve().name in FOLDERS:
+        if predictions and kind is not AOA and tasks[task].resolve().name in FOLDERS:
             made = official_predictions(kind, items, outcomes)
-            write_predictions(Path(output_dir, "predictions"), str(name), revision, kind, task, made)
+            tree = predictions_tree(Path(output_dir, "predictions"), str(name), revision)
+            write_predictions(tree, kind, task, made)
             if not task.endswith("_fast"):
                 collated.setdefault(kind.name, {}).update(made)
     if not results["tasks"]:
         raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in results["failed"].items()))
     if collated:
-        results["predictions"] = write_collated(Path(output_dir, "predictions"), str(name), collated)
+        write_collated(Path(output_dir, "predictions"), str(name), collated)
+        results["predictions"] = check_sizes(collated)
     write_results(results, output_dir, overwrite)
     return results
 
@@ -209,7 +244,8 @@ def _facts(item: Item | MinimalPair) -> dict[str, float]:
     return item.facts if isinstance(item, Item) else {}
 
 
-def _model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> dict:
+def model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> dict:
+    """What `results.json` says of a model: its name, and what tells its weights from others."""
     return {
         "name": str(folder),
         "revision": revision,
@@ -220,22 +256,29 @@ def _model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> 
 
 def _measurement(results: dict, name: str | Path, task: str, kind: str, pictures: Sequence[Picture]) -> dict:
     """All that the scores of a task depend on; in `source`, None if that is not known."""
-    folder = Path(name)
-    source = results["model"]["commit"]
-    if folder.is_dir():
-        files = sorted(
-            file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model")
-        )
-        source = _digest(files)
     return {
         "task": kind,
         "model": str(name),
-        "source": source,
+        "source": checkpoint_source(Path(name), results["model"]["commit"]),
         "official": results["official"],
         "data_sha256": results["data_sha256"][task],
         "pictures_sha256": _picture_digest(pictures) if pictures else None,
         "versions": results["versions"],
     }
+
+
+def checkpoint_source(folder: Path, commit: str | None) -> str | None:
+    """One hash of all that a checkpoint folder's outputs depend on; of a model that is no folder here, its commit."""
+    if not folder.is_dir():
+        return commit
+    return _digest(
+        sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the software that results depend on."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -250,7 +293,7 @@ def _picture_digest(pictures: Sequence[Picture]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _kept(path: Path, measured: dict) -> list[Outcome] | None:
+def kept_outcomes(path: Path, measured: dict) -> list[Outcome] | None:
     """Outcomes of an earlier run, if it measured the same."""
     if measured["source"] is None or not path.is_file():
         return None

@@ -27,6 +27,8 @@ SHOWN = {  # of each metric: its name in tables, factor, and decimals
     "r2_gain": ("ΔR² %", 1, 2),
     "kl": ("KL to people, nats", 1, 3),
     "rsa": ("RSA, Spearman's ρ", 1, 3),
+    "surprisal": ("surprisal, nats", 1, 2),  # lower is better
+    "f1": ("F1 %", 100, 1),
 }
 
 
@@ -131,8 +133,9 @@ def print_results(results: dict, console: Console | None = None) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for task, row in results["tasks"].items():
         shown, percent, digits = SHOWN[row["metric"]]
-        numbers = (*row["interval"], row["value"], row["chance"])
-        low, high, value, chance = (f"{percent * number:.{digits}f}" for number in numbers)
+        numbers = (*row["interval"], row["value"])
+        low, high, value = (f"{percent * number:.{digits}f}" for number in numbers)
+        chance = "–" if row["chance"] is None else f"{percent * row['chance']:.{digits}f}"
         table.add_row(task, shown, value, f"{low} to {high}", chance, str(row["items"]), str(row["ties"]))
     console = console or Console()
     console.print(table)

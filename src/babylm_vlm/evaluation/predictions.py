@@ -1,9 +1,9 @@
 """Predictions as the official BabyLM pipeline writes them, so that its collation script and the leaderboard read them.
 
 The tree is MODEL/REVISION/zero_shot/causal/TASK/FOLDER/predictions.json; DevBench's scores are arrays beside `causal`,
-devbench/FOLDER.npy. The collated file of the main revision holds
-the predictions on the full data; the official script adds age of acquisition, GLUE, and the scores of earlier
-checkpoints on the fast data, where these are in the same tree.
+devbench/FOLDER.npy; GLUE is in MODEL/REVISION/finetune/TASK. The collated file holds predictions on the full data
+(from `evaluate`), GLUE's (from `finetune`), and of all checkpoints scores on the fast data and surprisals of
+children's words (from `evaluate --revisions`).
 """
 
 import io
@@ -54,9 +54,14 @@ def _devbench_scores(outcomes: Sequence[Outcome]) -> np.ndarray:
     return cosine_similarities(scores) if outcomes[0].uid == CONCEPTS else scores[:, :, None]
 
 
-def write_predictions(output_dir: Path, model: str, revision: str | None, task: Task, folder: str, made: dict) -> None:
-    """Write the predictions of a task into the tree."""
-    zero_shot = Path(output_dir) / Path(model).stem / (revision or "main") / "zero_shot"
+def predictions_tree(output_dir: Path, model: str, revision: str | None) -> Path:
+    """The folder of a revision in the official tree."""
+    return Path(output_dir) / Path(model).stem / (revision or "main")
+
+
+def write_predictions(tree: Path, task: Task, folder: str, made: dict) -> None:
+    """Write the predictions of a task into the `predictions_tree` of a revision."""
+    zero_shot = tree / "zero_shot"
     if task is DEVBENCH:
         ((subset, rows),) = made.items()
         array = io.BytesIO()
@@ -72,17 +77,23 @@ def write_predictions(output_dir: Path, model: str, revision: str | None, task: 
     write_whole(place / "predictions.json", json.dumps(made).encode())
 
 
-def write_collated(output_dir: Path, model: str, made: dict[str, dict]) -> list[str]:
-    """Write the collated file of the full data.
+def write_collated(output_dir: Path, model: str, made: dict) -> None:
+    """Put parts into the collated file of a model; what other commands have put there stays.
 
     Args:
-        made: predictions by official task name.
-
-    Returns:
-        one sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
+        made: by official name, such as `blimp`, `glue` or `fast_eval_results`.
     """
     path = Path(output_dir) / Path(model).stem / COLLATED
-    write_whole(path, json.dumps(made).encode())
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_whole(path, json.dumps(before | made).encode())
+
+
+def check_sizes(made: dict[str, dict]) -> list[str]:
+    """One sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
+
+    Args:
+        made: predictions on the full data by official task name.
+    """
     wanted_tasks = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
     notes = [f"{COLLATED}: {name} is missing." for name in wanted_tasks if name not in made]
     for name, subsets in made.items():

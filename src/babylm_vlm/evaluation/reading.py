@@ -58,18 +58,24 @@ def surprisals(
     batch_tokens: int = 4096,
     progress: bool = True,
     official: bool = False,
+    prepared: dict | None = None,
 ) -> list[np.ndarray]:
-    """−log p (nats) of each item's word, and of the word before it if there is one: n arrays (1,) or (2,)."""
+    """−log p (nats) of each item's word, and of the word before it if there is one: n arrays (1,) or (2,).
+
+    Other arguments as in `score_choices`.
+    """
     options = [_official_options(item) if official else item.options for item in items]
     texts = [option for texts in options for option in texts]
-    if official:
+    prepared = {} if prepared is None else prepared
+    if official and not prepared:
         tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-        parts = [official_requests(tokenizer, *text) for text in texts]
-        scores = score_requests(model, [part for word in parts for part in word], (), batch_tokens, progress)
-        totals = np.add.reduceat(sums(scores), np.cumsum([0, *(len(word) for word in parts[:-1])]))
-    else:
+        prepared["words"] = [official_requests(tokenizer, *text) for text in texts]
+    elif not prepared:
         requests, _ = make_requests(model, processor, [(context, " " + word) for context, word in texts])
-        totals = sums(score_requests(model, requests, (), batch_tokens, progress))
+        prepared["words"] = [[request] for request in requests]
+    words = prepared["words"]  # of each word one request or, by the official rule, one for each of its tokens
+    scores = score_requests(model, [request for word in words for request in word], (), batch_tokens, progress)
+    totals = np.add.reduceat(sums(scores), np.cumsum([0, *(len(word) for word in words[:-1])]))
     return np.split(-totals, np.cumsum([len(texts) for texts in options])[:-1])
 
 

@@ -165,6 +165,26 @@ def difference_interval(
     return Difference(observed, interval(weights @ resampled), len(items), p_value(observed, exchanged))
 
 
+def label_accuracy(predicted: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Share of right labels in every resample, (R,).
+
+    Args:
+        predicted, right: (n,) labels.
+        counts: (R, n) how often each item is in each resample.
+    """
+    return counts @ (predicted == right) / counts.sum(axis=1)
+
+
+def label_f1(predicted: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """F1 of label 1 in every resample, (R,): 2 TP / (2 TP + FP + FN), 0 where it is neither predicted nor right.
+
+    Arguments as in `label_accuracy`.
+    """
+    hits = counts @ ((predicted == 1) & (right == 1))
+    both = counts @ ((predicted == 1).astype(int) + (right == 1))
+    return np.divide(2 * hits, both, out=np.zeros(len(counts)), where=both > 0)
+
+
 def p_value(observed: float, under_no_difference: np.ndarray) -> float:
     """Two-sided p, the observation counted as one more resample, so that it is never 0."""
     extreme = np.abs(under_no_difference) >= abs(observed) - 1e-12

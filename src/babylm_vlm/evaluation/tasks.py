@@ -13,11 +13,11 @@ import numpy as np
 
 from ..metrics.surprisal_correlation.surprisal_correlation import correlation
 from ..metrics.winoground_score.winoground_score import example_credit
-from . import comps, devbench, entity_tracking, ewok, reading, vqa, winoground, wug
+from . import aoa, comps, devbench, entity_tracking, ewok, reading, vqa, winoground, wug
 from .choices import Item, score_choices
 from .minimal_pairs import MinimalPair, read_pairs
 from .rows import SUFFIXES, data_files, file_stem
-from .statistics import Difference, accuracy, difference_interval, interval
+from .statistics import Difference, accuracy, difference_interval, interval, label_accuracy, label_f1
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Task:
     Attributes:
         name: as in the official predictions.
         read: folder or file to items.
-        score: (model, processor, items, batch_tokens=, progress=, official=) to an array of scores for each item; if
-            items have pictures and the model takes them, also with their features=.
+        score: (model, processor, items, batch_tokens=, progress=, official=, prepared=) to an array of scores for each
+            item; if items have pictures and the model takes them, also with their features=.
         measure: (folder's name, outcomes, sampling) to one row of `results.json` per number, by name.
         compare: the same for two models: (folder's name, outcomes of A, of B, sampling) to a `Difference` per number.
         suffixes: of the files by which a folder of this task is known.
@@ -121,6 +121,14 @@ def _similarity(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> d
     return {name: devbench.similarity(np.array([outcome.scores for outcome in outcomes]), people, counts)}
 
 
+def _mean_surprisal(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The mean over the items that have a finite surprisal."""
+    values = np.array([outcome.scores[0] for outcome in outcomes])
+    known = np.isfinite(values)
+    drawn = counts[:, known].sum(axis=1)
+    return {name: np.where(drawn > 0, counts[:, known] @ values[known] / np.maximum(drawn, 1), 0.0)}
+
+
 def _measure(
     name: str,
     outcomes: Sequence[Outcome],
@@ -163,6 +171,53 @@ def _compare(
         p = min(1.0, 2 * (1 + crossing) / (1 + len(differences)))
         value = float(observed[0][key][0] - observed[1][key][0])
         found[key] = Difference(value, interval(differences), len(a), float(p))
+    return found
+
+
+def _measure_surprisal(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """The mean surprisal of words, which has no chance level: it depends on how the vocabulary cuts them."""
+    rows = _measure(name, outcomes, sampling, _mean_surprisal, "surprisal")
+    return {key: {**row, "chance": None} for key, row in rows.items()}
+
+
+def _of_labels(
+    name: str, outcomes: Sequence[Outcome], counts: np.ndarray, statistic: Callable[..., np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The mean over seeds of a statistic of predicted labels."""
+    right = np.array([outcome.facts["label"] for outcome in outcomes], dtype=int)
+    by_seed = np.array([outcome.scores for outcome in outcomes], dtype=int).T
+    return {name: np.mean([statistic(predicted, right, counts) for predicted in by_seed], axis=0)}
+
+
+def _label_statistics(name: str) -> list[tuple[str, str, Statistic]]:
+    """Name, metric and statistic of every number of a classification task."""
+    found = [(name, "accuracy", partial(_of_labels, statistic=label_accuracy))]
+    return found + ([(f"{name}_f1", "f1", partial(_of_labels, statistic=label_f1))] if name in WITH_F1 else [])
+
+
+def measure_labels(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
+    """Accuracy of a classification task, and F1 where papers report it; rows as `Task.measure` gives them.
+
+    Args:
+        name: of the GLUE task.
+        outcomes: `scores` are the labels predicted under each seed; `facts` hold the right `label`, and the `majority`
+            label of the training data, whose constant prediction is the chance level.
+        sampling: how to bootstrap.
+    """
+    guesses = [replace(outcome, scores=(outcome.facts["majority"],)) for outcome in outcomes]
+    once = np.ones((1, len(outcomes)), dtype=np.int64)
+    rows = {}
+    for key, metric, statistic in _label_statistics(name):
+        rows |= _measure(key, outcomes, sampling, statistic, metric)
+        rows[key]["chance"] = float(statistic(key, guesses, once)[key][0])
+    return rows
+
+
+def compare_labels(name: str, a: Sequence[Outcome], b: Sequence[Outcome], sampling: Sampling) -> dict[str, Difference]:
+    """The differences of two models in what `measure_labels` measures, as `Task.compare` gives them."""
+    found = {}
+    for key, _, statistic in _label_statistics(name):
+        found |= _compare(key, a, b, sampling, statistic)
     return found
 
 
@@ -273,6 +328,15 @@ DEVBENCH = Task(
     devbench.SUFFIXES,
     devbench.files,
 )
+AOA = Task(
+    "aoa",
+    aoa.read,
+    aoa.surprisals,
+    _measure_surprisal,
+    partial(_compare, statistic=_mean_surprisal),
+    aoa.SUFFIXES,
+    partial(data_files, suffixes=aoa.SUFFIXES),
+)
 
 FOLDERS = {
     "blimp_filtered": BLIMP,
@@ -290,12 +354,14 @@ FOLDERS = {
     "vqa_filtered": VQA,
     "winoground_filtered": WINOGROUND,
     **dict.fromkeys(devbench.SUBSETS, DEVBENCH),
+    "cdi_childes": AOA,
+    "aoa": AOA,
 }
-BY_NAME = {task.name: task for task in (MINIMAL_PAIRS, *FOLDERS.values())}
+WITH_F1 = ("mrpc", "qqp")
+COMPARE = {task.name: task.compare for task in (MINIMAL_PAIRS, *FOLDERS.values())} | {"glue": compare_labels}
 # Folders of the official layout that are not measured here.
 SKIPPED = {
-    "glue_filtered": "GLUE needs fine-tuning",
-    "cdi_childes": "age of acquisition is not supported yet",
+    "glue_filtered": "GLUE needs fine-tuning; use babylm-vlm finetune",
 }
 OFFICIAL_DATA = "https://osf.io/ryjfm"
 PIPELINE = "https://github.com/babylm/evaluation-pipeline-2025"
@@ -315,51 +381,62 @@ def task_of(path: Path) -> Task:
     return FOLDERS.get(folder.resolve().name, MINIMAL_PAIRS)
 
 
-def find_tasks(data: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+def find_tasks(data: Path | Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Path]:
     """Tasks in a data folder: subfolders that hold benchmark files, or such files, by name.
 
     Args:
-        data: the folder; if it holds benchmark files itself, it is by default one task, named after the folder.
+        data: the folder, or several; one that holds benchmark files itself is by default one task, named after it.
             Those of DevBench may also be in its `assets` or `devbench/assets`.
         names: which tasks to take (subfolders, official task names such as `blimp`, or files without their suffix); by
             default all subfolders but those in `SKIPPED`.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or holds no such task.
+        FileNotFoundError: a folder does not exist, or holds no such task.
+        ValueError: two folders hold a task of the same name.
     """
-    data = Path(data)
-    if not data.exists():
-        raise FileNotFoundError(f"the data folder {data} does not exist.")
-    if data.is_file():
-        tasks, inside = {file_stem(data): data}, {}
-    else:
-        tasks = {data.resolve().name: data} if _holds_task(data) else {}
-        folders = sorted([*data.iterdir(), *data.glob("assets/*"), *data.glob("devbench/assets/*")])
-        inside = {folder.name: folder for folder in folders if _holds_task(folder)}
+    folders = [Path(data)] if isinstance(data, (str, Path)) else [Path(folder) for folder in data]
+    known: dict[str, Path] = {}
+    for folder in folders:
+        found = _tasks_in(folder, by_file=names is not None)
+        for name in set(known) & set(found):
+            raise ValueError(f"both {known[name]} and {found[name]} hold a task {name}; name one of them.")
+        known |= found
     if names is None:
-        found = tasks or {name: folder for name, folder in inside.items() if name not in SKIPPED}
-        if not found:
-            raise FileNotFoundError(
-                f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files of a task; of the official data "
-                "name evaluation_data/full_eval or evaluation_data/fast_eval."
-            )
-        return found
-    if data.is_dir():
-        suffixes = task_of(data).suffixes
-        inside |= {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(suffixes)}
-    known = tasks | inside
+        return known
     chosen = {}
     for name in names:
         matching = [name] if name in known else [key for key, path in known.items() if task_of(path).name == name]
         if not matching:
-            there = ", ".join(known) or "none"
+            there, where = ", ".join(known) or "none", " and ".join(map(str, folders))
             advice = f" To get it, {SOURCES[name]}." if name in SOURCES else ""
-            raise FileNotFoundError(f"{data} holds no task {name}; tasks there: {there}.{advice}")
+            raise FileNotFoundError(f"{where} holds no task {name}; tasks there: {there}.{advice}")
         for key in matching:
             if key in SKIPPED:
                 raise ValueError(f"{known[key]} cannot be measured: {SKIPPED[key]}.")
             chosen[key] = known[key]
     return chosen
+
+
+def _tasks_in(data: Path, by_file: bool) -> dict[str, Path]:
+    """All tasks of a data folder; with `by_file`, also the folder itself beside its subfolders, and its files."""
+    if not data.exists():
+        raise FileNotFoundError(f"the data folder {data} does not exist.")
+    if data.is_file():
+        return {file_stem(data): data}
+    itself = {data.resolve().name: data} if _holds_task(data) else {}
+    folders = sorted([*data.iterdir(), *data.glob("assets/*"), *data.glob("devbench/assets/*")])
+    inside = {folder.name: folder for folder in folders if _holds_task(folder)}
+    if by_file:
+        suffixes = task_of(data).suffixes
+        files = {file_stem(file): file for file in sorted(data.iterdir()) if file.name.endswith(suffixes)}
+        return itself | inside | files
+    found = itself or {name: folder for name, folder in inside.items() if name not in SKIPPED}
+    if not found:
+        raise FileNotFoundError(
+            f"neither {data} nor its subfolders hold .jsonl or .jsonl.gz files of a task; of the official data "
+            "name evaluation_data/full_eval or evaluation_data/fast_eval."
+        )
+    return found
 
 
 def _holds_task(path: Path) -> bool:
