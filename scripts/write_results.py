@@ -19,7 +19,8 @@ from babylm_vlm.demo.report import NAMES, percent, points, share
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS = DOCS / "results"
 TRIED = """\
-What moved the trade-off while the recipe was tuned, on the selection split alone and mostly with one seed:
+What moved the trade-off while the recipe was tuned, on the selection split and mostly with one seed (test pairs were
+drawn anew before the last round; earlier draws had been seen):
 
 - Word embeddings trained at the decoder's rate drift far and carry most of the loss of grammar; left as they are, more
   of it comes back at every α. Text mixed into the captions keeps the gap small; without any, little comes back.
@@ -27,7 +28,7 @@ What moved the trade-off while the recipe was tuned, on the selection split alon
   left and right, above and below, where a longer training had just learned them, are the first to go.
 - With three times as many captions of relations, told of twelve things, four epochs do teach them, and grounding is
   then higher, but an α that gives back half of the grammar keeps less of it: this recipe leaves them unlearned.
-- Larger learning rates than this one learn relations of trained pairs only; a captions-only twin forgets too much.
+- A larger learning rate taught relations less well; a twin trained on captions alone forgot too much.
 """
 REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "multimodal")
 
