@@ -157,7 +157,7 @@ def read_run(
     for member, name in names.items():
         if (member / "mergekit_config.yml").is_file():
             beside = [path for path in sorted(folder.iterdir()) if _travels(path, OF_THE_RUN)]
-            run[name][0].files.update({path.name: _fit_to_be_seen(path.name, path) for path in beside})
+            run[name][0].files.update({path.name: fit_to_be_seen(path.name, path) for path in beside})
     return run
 
 
@@ -203,7 +203,7 @@ def _read_revision(folder: Path, repo_id: str, branch: str, results: Path, publi
     if measured:
         files["results.json"] = results
     files["README.md"] = _card(folder, repo_id, branch, measured, published)
-    files = {path: _fit_to_be_seen(path, source) for path, source in files.items()}
+    files = {path: fit_to_be_seen(path, source) for path, source in files.items()}
     tag = f"{branch}-{weights_sha256(folder)[:8]}" if branch.startswith("chck_") else None
     return Revision(branch, files, at_home, tag)
 
@@ -277,7 +277,7 @@ def _card(folder: Path, repo_id: str, branch: str, results: dict | None, publish
     return (render_card(folder, template, facts).content.rstrip() + "\n").encode()
 
 
-def _fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
+def fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
     """A text file without the absolute paths of this disk. Raises ValueError where it holds a token of the Hub."""
     if path.endswith((".safetensors", ".png")):
         return source
