@@ -38,7 +38,7 @@ disable_tqdm: true
 """
 
 COMMANDS = ["demo", "train", "merge", "verify", "sweep", "diagnose", "evaluate", "finetune", "compare", "caption"]
-COMMANDS += ["push", "push-metrics"]
+COMMANDS += ["features", "push", "push-metrics"]
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ WRONG = [
     ("train recipe.yaml init_from=runs/nowhere/model", "runs/nowhere/model"),
     ("train recipe.yaml init_from=runs/nowhere", "runs/nowhere"),
     ("train plan.yaml", "Unknown key 'merge_method' in plan.yaml"),
+    ("features nowhere --vision-tower multimodal --output-dir out", "There are no captions nowhere"),
     ("merge nowhere.yaml --output-dir out", "There is no merge plan nowhere.yaml"),
     ("merge lost.yaml --output-dir out", "names the checkpoint folder ./nowhere, which is not there"),
     ("merge recipe.yaml --output-dir out", "recipe.yaml: the plan has the unknown key"),

@@ -38,13 +38,19 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
     A picture may have several captions: several rows of `metadata.jsonl`, or a list in the caption column.
 
     Raises:
-        FileNotFoundError: no `metadata.jsonl`, or a caption's picture is not there.
+        FileNotFoundError: no such folder or data set, no `metadata.jsonl`, or a caption's picture is not there.
         ValueError: a row lacks a field or has no caption of words, or there is no row.
     """
     if Path(source).exists() or source.startswith((".", "/")):
         found = _read_imagefolder(Path(source), caption_column)
     else:
-        rows = load_dataset(source, split="train").cast_column(image_column, ImageFeature())
+        try:
+            rows = load_dataset(source, split="train").cast_column(image_column, ImageFeature())
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise FileNotFoundError(
+                f"There are no captions {source}: neither a folder here nor a data set on the Hub. ({reason})"
+            ) from error
         captions = []
         for index, texts in enumerate(rows[caption_column]):
             for text in texts if isinstance(texts, list) else [texts]:
