@@ -22,8 +22,9 @@ scenes.jsonl.gz: layouts of 7,300 captioned training scenes (naming, one thing a
   left/right, above/below, coloured shapes) and of the held-out scenes. `facts` are strings true of the picture: "cat",
   "cat:2" (two of them), "things:2", "cat@left|right|top|bottom", "red", "heart", "red heart".
 
-{selection,test}/grounded/UID.jsonl: mirrored pairs, two pictures and two captions each. A combination (two glyphs
-  together, two to four of one glyph, two coloured shapes together) of one split is in no other split.
+{selection,test}/{grounded,relations}/UID.jsonl: mirrored pairs, two pictures and two captions each; things, counts
+  and colours in the one, left/right and above/below in the other. A combination (two glyphs together, two to four of
+  one glyph, two coloured shapes together) of one split is in no other split.
 
 {selection,test}/grammar/UID.jsonl.gz: BLiMP paradigms, and pairs made by rule from sentences of the dev files that
   are not in the training text (`unseen_*`).
@@ -49,8 +50,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from babylm_vlm.demo.scenes import task_of
+
 SEED = 2027
-HELD_OUT_SEED = 2028  # of held-out layouts and sentences: a new number draws new ones of the same combinations
+HELD_OUT_SEED = 2029  # of held-out layouts and sentences: a new number draws new ones of the same combinations
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -251,13 +254,13 @@ def write_glyphs(source: Path, folder: Path) -> None:
 # Scenes: layouts, facts, captions
 # ---------------------------------------------------------------------------------------------------------------------
 CANVAS = 64
-SCENES = {"naming": 900, "place": 1200, "two_objects": 1100, "count": 1200, "left_right": 450, "above_below": 450}
-SCENES["colour"] = 2000
+SCENES = {"naming": 900, "place": 800, "two_objects": 1200, "count": 1300, "left_right": 300, "above_below": 300}
+SCENES["colour"] = 2500
 # Where things are is told of these only: few, so that each is seen often, but too many to learn their pairs by heart.
 RELATED = ("cat", "dog", "cow", "pig", "duck", "fish", "bear", "tree", "house", "car", "ball", "apple", "chair", "hat")
 RELATED += ("boat", "flower", "banana", "bell", "cup", "frog", "horse", "kite", "key", "umbrella")
 COMBINATIONS = 36  # held out for each kind and split
-LAYOUTS = 2  # drawn of each: as many grounded pairs as COMBINATIONS times LAYOUTS
+LAYOUTS = 3  # drawn of each: as many pairs as COMBINATIONS times LAYOUTS
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -797,7 +800,7 @@ def make_demo_data(source: Path, folder: Path) -> None:
         held_out, rows = grounded_pairs(split, splits, random.Random(f"{HELD_OUT_SEED} {split} scenes"))
         scenes += held_out
         for uid, pairs in rows.items():
-            write_lines(folder / split / "grounded" / f"{uid}.jsonl", as_json(pairs))
+            write_lines(folder / split / task_of(uid) / f"{uid}.jsonl", as_json(pairs))
     write_gzip(folder / "scenes.jsonl.gz", as_json(scenes))
 
     for split, paradigms in grammar_pairs(source, text, random.Random(f"{HELD_OUT_SEED} grammar")).items():

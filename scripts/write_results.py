@@ -14,7 +14,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
-from babylm_vlm.demo.report import NAMES, percent, points, share
+from babylm_vlm.demo.report import NAMES, TASKS, percent, points, share
 from babylm_vlm.hub.push import fit_to_be_seen
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -73,8 +73,8 @@ def demo_section(runs: list[dict]) -> list[str]:
         for name in NAMES:
             label = f"merged, α = {run['alpha']:g}" if name == "merged" else name
             measured = run["test"]["models"][name]
-            rows.append([str(run["seed"]), label, percent(measured["grammar"]), percent(measured["grounded"])])
-    lines += table(["seed", "model", "grammar", "grounded"], rows)
+            rows.append([str(run["seed"]), label, *(percent(measured[task]) for task in TASKS)])
+    lines += table(["seed", "model", *TASKS], rows)
     lines += ["", "Paired differences in points, and what they amount to:", ""]
     rows = []
     for run in runs:
@@ -100,11 +100,11 @@ def demo_section(runs: list[dict]) -> list[str]:
     rows = []
     for name in NAMES:
         tests = [run["test"]["models"][name] for run in runs]
-        rows.append([name] + [spread([t[task]["accuracy"] for t in tests]) for task in ("grammar", "grounded")])
-    lines += table(["model", "grammar", "grounded"], rows)
+        rows.append([name] + [spread([t[task]["accuracy"] for t in tests]) for task in TASKS])
+    lines += table(["model", *TASKS], rows)
     lines += ["", "### Paradigms, mean over seeds", ""]
     rows = []
-    for task in ("grammar", "grounded"):
+    for task in TASKS:
         for uid, row in runs[0]["test"]["models"]["merged"][task]["paradigms"].items():
             cells = [f"{task}: {uid}", str(row["items"])]
             for name in NAMES:

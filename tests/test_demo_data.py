@@ -173,8 +173,9 @@ def test_articles_and_plurals(scenes):
 def test_grounded_pairs_mirror_each_other(split, scenes):
     """Each pair id is there twice with the captions swapped: text alone is at exactly one half."""
     pictures = {f"{scene['id']}.png": scene for scene in scenes[split]}
-    files = read_pairs(split, "grounded")
+    files = read_pairs(split, "grounded") | read_pairs(split, "relations")
     assert set(files) == {"object", "colour", "count", "left_right", "above_below"}
+    assert set(read_pairs(split, "relations")) == {"left_right", "above_below"}
     used = []
     for uid, rows in files.items():
         pairs = defaultdict(list)
@@ -183,7 +184,7 @@ def test_grounded_pairs_mirror_each_other(split, scenes):
             assert row["sentence_good"] in pictures[row["image"]]["captions"]
             used.append(row["image"])
             pairs[row["pair"]].append(row)
-        assert len(pairs) == 72
+        assert len(pairs) == 108
         for first, second in pairs.values():
             assert first["image"] != second["image"]
             assert first["sentence_good"] == second["sentence_bad"] != first["sentence_bad"] == second["sentence_good"]
@@ -228,7 +229,7 @@ def test_write_demo_data(tmp_path):
     assert (folder / "text" / "train.txt.gz").read_bytes() == (DATA / "text" / "train.txt.gz").read_bytes()
     for split in HELD_OUT:
         assert len(list((folder / split / "grammar").glob("*.jsonl.gz"))) == 22
-        for path in (folder / split / "grounded").glob("*.jsonl"):
+        for path in (folder / split).glob("[gr][re]*/*.jsonl"):
             for line in path.read_text().splitlines():
                 with Image.open(path.parent / json.loads(line)["image"]) as picture:
                     assert picture.size == (CANVAS, CANVAS)

@@ -5,6 +5,7 @@ Every stage is the one its own command runs. Alpha is chosen on the selection sp
 
 import json
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,14 +30,14 @@ from ..merging.plots import plot_curve
 from ..merging.sweep import choose_alpha, load_dial, rule_of, score_alphas
 from ..training.recipe import read_recipe
 from ..training.train import hardware, train
-from .report import print_table, write_report
+from .report import TASKS, print_table, write_report
 from .scenes import VISION_TOWER, write_demo_data
 
 HERE = Path(__file__).resolve().parent
 ANCESTOR = HERE / "ancestor"
 RECIPES = HERE.parent / "recipes"
-ALPHAS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0]
-TASKS = ("grammar", "grounded")
+ALPHAS = [0.0, 0.2, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0]
+ABILITIES = ("grammar", "grounded")  # that α is chosen by
 CHANCE = 0.5
 KEEP = 0.95
 OBJECTIVE = f"keep:{KEEP}"
@@ -74,7 +75,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     recipe = read_recipe(RECIPES / "demo_multimodal.yaml", keys)
     training["multimodal"] = train(recipe, overwrite)
     announce(4, "Merge over a grid of α and score on the selection split")
-    selection = read_split(data, "selection", QUICK_PAIRS if quick else None)
+    selection = read_split(data, "selection", ABILITIES, QUICK_PAIRS if quick else None)
     dial, processor = load_dial(folders["multimodal"], folders["language"])
     points = score_alphas(dial, processor, selection, QUICK_ALPHAS if quick else ALPHAS)
     alpha = choose_alpha(points, OBJECTIVE)
@@ -83,7 +84,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     plan_file.write_text(linear_plan_yaml(str(folders["multimodal"]), str(folders["language"]), alpha))
     plan = read_plan(plan_file)
     merge(plan, folders["merged"], overwrite)
-    test = read_split(data, "test", QUICK_PAIRS if quick else None)
+    test = read_split(data, "test", TASKS, QUICK_PAIRS if quick else None)
     results = {
         "schema_version": 1,
         "quick": quick,
@@ -110,9 +111,9 @@ def announce(stage: int, what: str) -> None:
     Console().rule(f"{stage}/5 {what}", align="left")
 
 
-def read_split(data: Path, split: str, limit: int | None) -> dict[str, list[MinimalPair]]:
-    """Both tasks of a split; with a limit, that many rows of each paradigm."""
-    tasks = {task: read_pairs(data / split / task) for task in TASKS}
+def read_split(data: Path, split: str, names: Sequence[str], limit: int | None) -> dict[str, list[MinimalPair]]:
+    """These tasks of a split; with a limit, that many rows of each paradigm."""
+    tasks = {task: read_pairs(data / split / task) for task in names}
     if limit is None:
         return tasks
     cut = {}

@@ -67,6 +67,7 @@ def write_demo_data(folder: str | Path, scenes: int | None = None, overwrite: bo
     captions/{*.png, metadata.jsonl}       the training scenes; columns file_name, text and facts, a row per caption
     {selection,test}/grammar/*.jsonl.gz    minimal pairs without a picture
     {selection,test}/grounded/*.jsonl      minimal pairs with a picture, which lies beside the file
+    {selection,test}/relations/*.jsonl     the same, of left and right, above and below
 
     `scenes` keeps only that many training scenes, spread evenly over the stored ones. Raises FileExistsError if
     `folder` is there and `overwrite` is off. It appears whole or not at all.
@@ -78,8 +79,13 @@ def write_demo_data(folder: str | Path, scenes: int | None = None, overwrite: bo
         for split in ("selection", "test"):
             shutil.copytree(DATA / split, temporary / split)
             for scene in tqdm(list(read_scenes(split)), desc=f"drawing {split}", unit="picture"):
-                render_scene(scene["objects"]).save(temporary / split / "grounded" / f"{scene['id']}.png")
+                render_scene(scene["objects"]).save(temporary / split / task_of(scene["kind"]) / f"{scene['id']}.png")
     return folder
+
+
+def task_of(kind: str) -> str:
+    """The test that pairs of this kind of scene belong to."""
+    return "relations" if kind in ("left_right", "above_below") else "grounded"
 
 
 def _spread(scenes: list[dict], number: int | None) -> list[dict]:
