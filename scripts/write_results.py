@@ -27,8 +27,11 @@ drawn anew before the last round; earlier draws had been seen):
   of it comes back at every α. Text mixed into the captions keeps the gap small; without any, little comes back.
 - What merging keeps is what was learned with room to spare. Naming, counts and colours survive α well below one;
   left and right, above and below, where a longer training had just learned them, are the first to go.
-- With three times as many captions of relations, told of twelve things, four epochs do teach them, and grounding is
-  then higher, but an α that gives back half of the grammar keeps less of it: this recipe leaves them unlearned.
+- With three to six times as many captions of relations, told of twelve things, four epochs do teach them (92 and 80 %
+  on the selection split). They then fade first: at α = 0.65, 79 and 67 % are left. So relations are a test of their
+  own here, and α is chosen without them. Earlier versions of this demo counted them as
+  grounded kinds like the others; at chance as they are, they added noise to what is kept and nothing else.
+- Visual tokens that carry a learned embedding of their cell of the grid did not teach relations either.
 - A larger learning rate taught relations less well; a twin trained on captions alone forgot too much.
 """
 REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "multimodal")
@@ -112,7 +115,7 @@ def demo_section(runs: list[dict]) -> list[str]:
                 cells.append(f"{100 * sum(values) / len(values):.1f}")
             rows.append(cells)
     lines += table(["paradigm", "items", *NAMES], rows)
-    note = "A grounded kind near 50 in the multimodal column is one that this short training does not teach."
+    note = "Relations near 50 in the multimodal column: this short training does not teach them."
     return [*lines, "", note, "", "### What was tried", "", *TRIED.splitlines(), ""]
 
 

@@ -24,6 +24,7 @@ from babylm_vlm.merging import interpolate
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 
 MODELS = ("language", "merged", "multimodal")
+TASKS = ("grammar", "grounded", "relations")
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +100,10 @@ def test_accuracies_are_fractions_within_their_intervals(demo):
         assert 0 <= measured["ties"] <= measured["items"] > 0 == measured["nonfinite"]
 
 
-def test_a_model_without_eyes_is_at_chance_on_grounded_pairs(demo):
-    grounded = demo.results["test"]["models"]["language"]["grounded"]
-    assert grounded["accuracy"] == grounded["chance"] == 0.5 and grounded["interval"] == [0.5, 0.5]
+@pytest.mark.parametrize("task", ["grounded", "relations"])
+def test_a_model_without_eyes_is_at_chance_on_pairs_with_pictures(demo, task):
+    measured = demo.results["test"]["models"]["language"][task]
+    assert measured["accuracy"] == measured["chance"] == 0.5 and measured["interval"] == [0.5, 0.5]
 
 
 def test_alpha_is_chosen_by_the_rule_that_is_printed(demo):
@@ -117,7 +119,7 @@ def test_alpha_is_chosen_by_the_rule_that_is_printed(demo):
 
 def test_scoring_a_checkpoint_again_gives_the_same_accuracy(demo):
     model, processor = load_model(demo.folder / "merged")
-    for task in ("grammar", "grounded"):
+    for task in TASKS:
         reported = demo.results["test"]["models"]["merged"][task]
         pairs = read_pairs(demo.folder / "data" / "test" / task)
         taken = [  # a quick run scores the first rows of every paradigm
@@ -146,11 +148,12 @@ def test_the_report_says_what_the_results_say(demo):
     }
     for name, title in named.items():
         model = test["models"][name]
-        assert f"| {title} | {cell(model['grammar'])} | {cell(model['grounded'])} |" in report
-        assert cell(model["grammar"]) in demo.printed and cell(model["grounded"]) in demo.printed
+        cells = [cell(model[task]) for task in TASKS]
+        assert f"| {title} | {' | '.join(cells)} |" in report
+        assert all(text in demo.printed for text in cells)
     for point in results["selection"]:
         assert f"| {point['alpha']:g} | {cell(point['grammar'])} | {cell(point['grounded'])} |" in report
-    for task in ("grammar", "grounded"):
+    for task in TASKS:
         for uid, row in test["models"]["merged"][task]["paradigms"].items():
             values = [f"{100 * test['models'][name][task]['paradigms'][uid]['accuracy']:.1f}" for name in MODELS]
             assert f"| {task}: {uid} | {row['items']} | {' | '.join(values)} |" in report

@@ -79,10 +79,10 @@ def write_report(results: dict, output_dir: Path) -> None:
     lines += [
         "",
         f"Accuracy with 95 % bootstrap intervals; chance is 50 %. {items['grammar']} grammar pairs, macro average "
-        f"over paradigms; {items['grounded']} grounded pairs (things, counts, colours) and {items['relations']} pairs of "
-        "relations (left and right, above and below), mirrored, so that text alone is at exactly 50 %. The language-only "
-        "model reads the captions without the pictures. Relations take longer to learn than the demo lasts; α is chosen "
-        "by the other two tests.",
+        f"over paradigms; {items['grounded']} grounded pairs (things, counts, colours) and {items['relations']} pairs "
+        "of relations (left and right, above and below), mirrored, so that text alone is at exactly 50 %. The "
+        "language-only model reads the captions without the pictures. Relations take longer to learn than the demo "
+        "lasts; α is chosen by the other two tests.",
         "",
         f"- Grammar, language-only minus multimodal: {points(grammar['language - multimodal'])} points.",
         f"- Grammar, merged minus multimodal: {points(grammar['merged - multimodal'])} points: "
