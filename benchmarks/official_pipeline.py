@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ from babylm_vlm.evaluation.tasks import FOLDERS
 OFFICIAL_TASKS = {
     "blimp_supplement": "blimp"
 }  # where the pipeline's --task differs from the name in its collated file
+
+
+PICTURE_SPLITS = {"vqa": "validation", "winoground": "test"}  # their pictures lie in the folder `images`
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,10 @@ def run(command: list[str], cwd: Path | None = None) -> Run:
 def copy_data(folder: Path, target: Path, limit: int | None) -> int:
     """Copy a task's files uncompressed, at most `limit` items of each; returns the number of items."""
     target.mkdir(parents=True)
+    if (folder / "images").is_dir():
+        shutil.copytree(folder / "images", target / "images")
     count = 0
-    for file in sorted(folder.iterdir()):
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
         head = 1 if ".csv" in file.name else 0
         with (gzip.open if file.name.endswith(".gz") else open)(file, "rt", encoding="utf-8") as lines:
             kept = list(lines if limit is None else itertools.islice(lines, limit + head))
@@ -72,10 +78,12 @@ def copy_data(folder: Path, target: Path, limit: int | None) -> int:
 def fp32_copy(model: Path, target: Path) -> Path:
     """The checkpoint in fp32: the official pipeline scores in the dtype of the file."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    import babylm_vlm.model  # noqa: F401  registers the multimodal model
 
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(target)
-    AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    AutoProcessor.from_pretrained(model).save_pretrained(target)
     return target
 
 
@@ -88,6 +96,8 @@ def run_official(clone: Path, model: Path, data: Path, output_dir: Path) -> Run:
     else:
         program = "evaluation_pipeline.sentence_zero_shot.run"
         options += ["--task", OFFICIAL_TASKS.get(task, task), "--save_predictions"]
+    if task in PICTURE_SPLITS:
+        options += ["--images_path", str(data / "images"), "--image_split", PICTURE_SPLITS[task], "--batch_size", "1"]
     return run([sys.executable, "-m", program, *options, "--data_path", str(data)], cwd=clone)
 
 

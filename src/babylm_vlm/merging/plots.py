@@ -38,7 +38,7 @@ def plot_curve(curve: Sequence[dict], alpha: float, path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.set_title("Merging a multimodal and a language-only BabyLM (selection split, 95 % bands)", fontsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="best")
     _save(figure, path)
 
 
@@ -66,7 +66,7 @@ def plot_pareto(curve: Sequence[dict], alpha: float, path: Path) -> None:
     axes.set_ylabel("grammar: accuracy on text pairs (%)")
     axes.set_title("Both abilities at every α (selection split, 95 % intervals)", fontsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="best")
     figure.colorbar(dots, ax=axes, label="α, the weight of the multimodal model")
     _save(figure, path)
 
@@ -95,7 +95,7 @@ def plot_diagnosis(result: dict, path: Path) -> None:
     right.set_title("Distance of the two models, layer by layer", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="best")
     _save(figure, path)
 
 
