@@ -226,7 +226,7 @@ def take_over(folders: list[Path]) -> None:
 def page(real: list[str]) -> str:
     """The page, with this section on real data."""
     runs = sorted((read(path) for path in RESULTS.glob("demo-seed*.json")), key=lambda run: run["seed"])
-    header = "Written by `scripts/write_results.py` from `docs/results/`; only “What was tried” has numbers typed by hand."
+    header = "Written by `scripts/write_results.py` from `docs/results/`; only *What was tried* has typed numbers."
     other = {name: read(path) for name in NAMES if (path := RESULTS / f"other-{name}.json").is_file()}
     sections = [*demo_section(runs), *(other_section(other) if other else []), *real]
     return "\n".join(["# Results", "", header, "", *sections]).rstrip() + "\n"
