@@ -2,7 +2,7 @@
 
 Clients find it by `HF_ENDPOINT` (`LocalHub.environment`), which their libraries read when they are imported, so they
 run in processes of their own. A commit is a mapping of paths to contents, a branch is the name of a commit: what the
-real Hub does with git is here a few dictionaries. `.safetensors` files take the LFS route, all others the regular one.
+real Hub does with git is here a few dictionaries. Weights and tables take the LFS route, all others the regular one.
 """
 
 import base64
@@ -27,6 +27,7 @@ import babylm_vlm
 TOKEN, READ_TOKEN = "hf_" + "writeswritewrites" * 2, "hf_" + "readsreadsreadsread" * 2
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 SOURCE = Path(babylm_vlm.__file__).parents[1]
+FRONT = re.compile(r"---\r?\n(.*?)\r?\n---", flags=re.DOTALL)
 
 
 @dataclass
@@ -162,7 +163,7 @@ def blob_id(content: bytes) -> str:
 
 
 def is_large(path: str) -> bool:
-    return path.endswith(".safetensors")
+    return path.endswith((".safetensors", ".arrow", ".parquet"))
 
 
 def oid(path: str, content: bytes) -> str:
@@ -307,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _validate(self) -> None:
         """The metadata of a card must be a YAML mapping with a model-index of the right form."""
         content = json.loads(self.body)["content"]
-        front = re.match(r"---\r?\n(.*?)\r?\n---", content, flags=re.DOTALL)
+        front = FRONT.match(content)
         try:
             metadata = yaml.safe_load(front[1]) if front else {}
             for index in metadata.get("model-index", []):
@@ -336,7 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._found(repository, revision or "main")
         files = [{"rfilename": path} for path in sorted(commit.files)]
         about = {"id": name, "sha": commit.sha, "private": repository.private, "tags": [], "siblings": files}
-        raise _Answer(200, about)
+        card = commit.files.get("README.md", b"").decode()
+        raise _Answer(200, about | {"cardData": yaml.safe_load(FRONT.match(card)[1]) if FRONT.match(card) else None})
 
     def _preupload(self, kind: str, name: str, revision: str) -> None:
         repository = self._repository(kind, name, write=True)

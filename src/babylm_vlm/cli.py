@@ -51,11 +51,17 @@ def features(
     image_column: Annotated[str, typer.Option(help="Of a Hub data set.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Of the captions.")] = "text",
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 64,
+    push_to: Annotated[str | None, typer.Option("--push-to", help="Publish them as data set user/name too.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a vision tower once over the pictures of a caption set; a recipe's `features` names the result."""
     from .data.features import store_features
 
+    if push_to:
+        from .hub.push import check_repo_id, print_pushed
+        from .hub.push_features import push_features
+
+        check_repo_id(push_to)
     made = store_features(
         dataset,
         output_dir,
@@ -69,6 +75,8 @@ def features(
         overwrite=overwrite,
     )
     print(f"{output_dir}: pooled features of {made['pictures']} pictures.")
+    if push_to:
+        print_pushed(push_features(output_dir, made, dataset, vision_tower, push_to))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all, hashes of files, and errors that name what is missing."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -162,16 +163,19 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def named_source(name: str, what: str) -> Iterator[None]:
+def named_source(name: str, what: str, kind: str = "checkpoint") -> Iterator[None]:
     """Around the loading of a checkpoint: if it is not to be had, say which one, and that `what` names it.
 
     Raises:
         FileNotFoundError: `name` is no folder here, and the Hub does not give it.
+        OSError: the disk is full.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                f"The disk is full, so {name} cannot be downloaded; make room, or let HF_HOME name a larger disk."
+            ) from error
         reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"There is no checkpoint {name} here or on the Hub; check {what}. ({reason})"
-        ) from error
+        raise FileNotFoundError(f"There is no {kind} {name} here or on the Hub; check {what}. ({reason})") from error

@@ -141,7 +141,7 @@ def render_card(folder: str | os.PathLike, template: str, facts: Mapping[str, An
     title = _line(facts.get("title", facts.get("repo_id", f"{template.capitalize()} model")))
     return ModelCard.from_template(
         _metadata(Path(folder).resolve(), template, facts, title),
-        template_path=str(_template_path(template)),
+        template_path=str(template_path(template)),
         mark=MARK,
         title=title,
         repo=facts.get("repo_id", "."),
@@ -242,7 +242,7 @@ def _eval_result(result: Mapping[str, Any], task_type: str) -> EvalResult:
     )
 
 
-def _template_path(template: str) -> Path:
+def template_path(template: str) -> Path:
     """`model_cards/` lies inside an installed package, and at the repository root of a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for root in (package, package.parents[1]):

@@ -42,7 +42,9 @@ OF_THE_RUN = ("results.json", "*.png")
 """What a family's folder holds beside its models and is published with the merge."""
 
 TOWER = "vision_tower"
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "features-*.arrow")
+"""What would be wrong if it stayed in a repository beside newer files of its kind."""
+
 AS_THEY_ARE = ("tokenizer.json", "vocab.json", "*.index.json")
 """JSON files whose strings are tokens or tensors, never paths."""
 
@@ -323,7 +325,7 @@ def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, 
         api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True, repo_type=repo_type)
     before = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
     there = [file.rfilename for file in before.siblings]
-    outdated = [path for path in there if path not in revision.files and is_weights(path)]
+    outdated = [path for path in there if path not in revision.files and any(fnmatch(path, one) for one in WEIGHTS)]
     where = "" if branch == "main" else f", {branch}"
     commit = api.create_commit(
         repo_id,
@@ -346,11 +348,6 @@ def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, 
         "changed": commit.oid != before.sha,
         "tag": revision.tag,
     }
-
-
-def is_weights(path: str) -> bool:
-    """Whether a file of a repository is one of the model's weights or their index."""
-    return any(fnmatch(path, pattern) for pattern in WEIGHTS)
 
 
 @contextmanager
