@@ -7,7 +7,9 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import DatasetCard
+from local_hub import Repository
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -35,14 +37,13 @@ def captions(tmp_path):
 
 
 def test_published_features_are_read_by_datasets_and_by_training(
-    local_hub, captions, tiny_tower, language_checkpoint, tmp_path
+    local_hub, run_command, captions, tiny_tower, language_checkpoint, tmp_path
 ):
     stored = tmp_path / "features"
     line = ["features", captions, "--vision-tower", tiny_tower, "--output-dir", stored, "--grid", "2"]
-    for done in ("commit", "nothing changed"):
-        code, out, err = local_hub.command(*line, "--push-to", NAME, cache=tmp_path / "ours")
-        assert code == 0, err
-        assert f"{NAME}, branch main: {done}" in out
+    code, out, err = local_hub.command(*line, "--push-to", NAME, cache=tmp_path / "ours")
+    assert code == 0, err
+    assert f"{NAME}, branch main: commit" in out
     files = local_hub.files(NAME, kind="datasets")
     assert set(files) == {"README.md", "features-00000.arrow"}
     assert not [path for path, content in files.items() if str(tmp_path).encode() in content]
@@ -60,31 +61,30 @@ def test_published_features_are_read_by_datasets_and_by_training(
     keys = {"model": "multimodal", "init_from": str(language_checkpoint), "captions": str(captions), "max_steps": 2}
     keys |= {"vision_tower": str(tiny_tower), "vision_grid": 2, "per_device_train_batch_size": 2}
     recipe.write_text(json.dumps(keys | {"output_dir": str(tmp_path / "run")}))
-    weights = []
-    for features in (NAME, str(stored)):
-        code, _, err = local_hub.command(
-            "train", recipe, f"features={features}", "--overwrite", cache=tmp_path / "theirs"
-        )
-        assert code == 0, err
-        weights.append(load_file(tmp_path / "run" / "model.safetensors"))
-    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    code, _, err = local_hub.command("train", recipe, f"features={NAME}", cache=tmp_path / "theirs")
+    assert code == 0, err
+    from_hub = load_file(tmp_path / "run" / "model.safetensors")
+    code, _, err = run_command("train", recipe, f"features={stored}", "--overwrite")
+    assert code == 0, err
+    from_disk = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(from_hub[name], tensor) for name, tensor in from_disk.items())
+    code, _, err = run_command("train", recipe, "features=someone/nothing", "--overwrite")
+    assert code == 1
+    assert "There is no folder or data set someone/nothing here or on the Hub; check 'features', or make them" in err
 
 
-def test_captions_of_the_hub_give_their_licence_and_files_that_are_too_many_go(local_hub, tiny_tower, tmp_path):
-    code = """
-from datasets import Dataset
-from huggingface_hub import DatasetCard
-from PIL import Image
-pictures = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
-Dataset.from_dict({"image": pictures, "text": ["red", "blue"]}).push_to_hub("someone/captions")
-card = DatasetCard.load("someone/captions")
-card.data.license = "cc-by-4.0"
-card.push_to_hub("someone/captions")
-"""
-    local_hub.python(code, cache=tmp_path / "theirs")
+def test_captions_of_the_hub_give_their_licence_and_no_old_file_stays(local_hub, tiny_tower, tmp_path):
+    pictures = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
+    Dataset.from_dict({"image": pictures, "text": ["red", "blue"]}).to_parquet(tmp_path / "rows.parquet")
+    files = {"rows.parquet": (tmp_path / "rows.parquet").read_bytes(), "README.md": b"---\nlicense: cc-by-4.0\n---\n"}
+    for name, content in (("someone/captions", files), (NAME, {"features-00001.arrow": b"of another set"})):
+        repository = local_hub.repositories[f"datasets/{name}"] = Repository(private=False)
+        repository.commit("main", None, "first", content)
     line = ["features", "someone/captions", "--vision-tower", tiny_tower, "--output-dir", tmp_path / "features"]
     code, _, err = local_hub.command(*line, "--push-to", NAME, cache=tmp_path / "ours")
     assert code == 0, err
-    card = DatasetCard(local_hub.files(NAME, kind="datasets")["README.md"].decode())
+    files = local_hub.files(NAME, kind="datasets")
+    assert set(files) == {"README.md", "features-00000.arrow"}
+    card = DatasetCard(files["README.md"].decode())
     assert card.data.license == "cc-by-4.0"
     assert "| Pictures of | someone/captions |" in card.text

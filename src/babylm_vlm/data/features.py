@@ -148,9 +148,7 @@ def local_features(source: str) -> Path:
     if Path(source).exists() or source.startswith((".", "/")):
         return Path(source)
     repo_id, _, revision = source.partition("@")
-    with named_source(
-        source, "the recipe's 'features', or make them with `babylm-vlm features`", "folder or data set"
-    ):
+    with named_source(source, "'features', or make them with `babylm-vlm features`", "folder or data set"):
         return Path(
             snapshot_download(repo_id, repo_type="dataset", revision=revision or None, allow_patterns="*.arrow")
         )

@@ -243,7 +243,11 @@ def _check_complete(folder: Path) -> list[Path]:
 
 def read_whole(path: Path) -> Any:
     """A JSON or YAML file. Raises ValueError, which names it, where it is damaged."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    return parse(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def parse(text: str, path: Path) -> Any:
+    """JSON, or YAML, that `path` holds or will hold. Raises ValueError, which names it, where it is damaged."""
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
@@ -280,17 +284,21 @@ def _card(folder: Path, repo_id: str, branch: str, results: dict | None, publish
 
 
 def fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
-    """A text file without the absolute paths of this disk. Raises ValueError where it holds a token of the Hub."""
+    """A text file, or its content, without the absolute paths of this disk.
+
+    Raises:
+        ValueError: it holds a token of the Hub, or is damaged.
+    """
     if path.endswith((".safetensors", ".png")):
         return source
     content = source if isinstance(source, bytes) else source.read_bytes()
     text = content.decode("utf-8", errors="replace")
     if SECRET.search(text):
         raise ValueError(f"{path} holds what looks like a token of the Hub; take it out before you publish the file.")
-    name = Path(path).name
-    if not name.endswith((".json", ".yml")) or any(fnmatch(name, pattern) for pattern in AS_THEY_ARE):
+    where = source if isinstance(source, Path) else Path(path)
+    if where.suffix not in (".json", ".yml") or any(fnmatch(where.name, pattern) for pattern in AS_THEY_ARE):
         return source
-    for string in sorted(_absolute_paths(read_whole(source)), key=len, reverse=True):
+    for string in sorted(_absolute_paths(parse(text, where)), key=len, reverse=True):
         text = text.replace(json.dumps(string)[1:-1], Path(string).name).replace(string, Path(string).name)
     if len(Path.home().parts) > 1:
         text = text.replace(str(Path.home()), "~")  # inside longer strings
