@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="checkpoint, or a family of models, of which the merge is taken")
     parser.add_argument("picture", type=Path, help="PNG to write")
     parser.add_argument("--repo-id", required=True, help="the name under which it would be published")
-    parser.add_argument("--height", type=int, default=2900, help="of the picture, in pixels")
+    parser.add_argument("--height", type=int, default=2960, help="of the picture, in pixels")
     arguments = parser.parse_args()
     run = read_run(arguments.run, arguments.repo_id)
     readme = next(run[name][0] for name in (f"{arguments.repo_id}-merged", arguments.repo_id) if name in run)

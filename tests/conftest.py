@@ -147,6 +147,19 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
 def run_command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run `babylm-vlm ARGUMENTS` in this process; returns exit code, stdout and stderr."""
     from babylm_vlm.cli import main

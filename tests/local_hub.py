@@ -464,3 +464,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _collection(self, slug: str) -> None:
         raise _Answer(200, self.hub.collections[slug])
+
+
+if __name__ == "__main__":  # for scripts: print the address and a token, serve until killed
+    standing = LocalHub()
+    print(standing.endpoint, TOKEN, flush=True)
+    standing.server.serve_forever()

@@ -464,7 +464,11 @@ def main() -> None:
     try:
         app()
     except (OSError, ValueError) as error:
+        from .files import is_disk_full
+
         sentence = escape(" ".join(str(error).split()))
+        if is_disk_full(error):
+            sentence += ". Make room, or let HF_HOME name a larger disk if it is a download that needs it."
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {sentence}")
         sys.exit(1)
 

@@ -100,6 +100,13 @@ def check_free_space(path: Path, size: int) -> None:
         raise OSError(f"{path} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there.")
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is that of a full disk."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    return error is not None and is_disk_full(error.__cause__)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -168,14 +175,12 @@ def named_source(name: str, what: str, kind: str = "checkpoint") -> Iterator[Non
 
     Raises:
         FileNotFoundError: `name` is no folder here, and the Hub does not give it.
-        OSError: the disk is full.
+        OSError: the disk is full, so that it cannot be downloaded.
     """
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                f"The disk is full, so {name} cannot be downloaded; make room, or let HF_HOME name a larger disk."
-            ) from error
+        if is_disk_full(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(f"There is no {kind} {name} here or on the Hub; check {what}. ({reason})") from error

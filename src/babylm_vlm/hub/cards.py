@@ -99,9 +99,9 @@ def write_card(folder: str | os.PathLike, template: str, facts: Mapping[str, Any
             training ({"learning rate": 1e-3, "seed": 0, ...}), final_loss, minutes, hardware, versions
             ({"torch": ...}), results (list of {task, split, accuracy, interval (lo, hi), chance, items}, fractions in
             [0, 1]), limitations (list of sentences).
-            For a merged model also parent in each row of data, alpha (1 is multimodal, 0 is language-only), alpha_choice
-            (a sentence saying how it was chosen), multimodal and language (Hub ids or paths), ancestor, parents (list
-            of {role, name, commit, sha256}), merge_yaml (text).
+            For a merged model also parent in each row of data, alpha (1 is multimodal, 0 is language-only),
+            alpha_choice (a sentence saying how it was chosen), multimodal and language (Hub ids or paths), ancestor,
+            parents (list of {role, name, commit, sha256}), merge_yaml (text).
         overwrite: replace also a README.md that was not generated.
 
     Raises:
