@@ -117,14 +117,16 @@ class LocalHub:
     def environment(self, cache: Path, **more: str) -> dict[str, str]:
         """Environment of a client with its cache in a folder."""
         return os.environ | {
-            **{"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"},
-            **{"HF_MODULES_CACHE": str(cache / "modules"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"},
-            **{
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-                "PYTHONPATH": str(SOURCE),
-                "COLUMNS": "200",
-            },
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(cache),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(SOURCE),
+            "COLUMNS": "200",
             **more,
         }
 
@@ -249,7 +251,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer by raising `_Answer`; a route is a pattern and the method that answers."""
         repository = r"/api/(models|datasets|spaces)/([^/]+/[^/]+)"
         for method, pattern, answer in (
-            ("GET", r"/api/whoami-v2", self._whoami),
             ("POST", r"/api/validate-yaml", self._validate),
             ("POST", r"/api/repos/create", self._create),
             ("GET", rf"{repository}(?:/revision/([^/]+))?", self._info),
@@ -299,11 +300,6 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             raise _Answer(404, {"error": f"Invalid rev id: {revision}"}, X_Error_Code="RevisionNotFound")
         return commit
-
-    def _whoami(self) -> None:
-        if self._user() is None:
-            raise _Answer(401, {"error": "Invalid username or password."})
-        raise _Answer(200, {"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
 
     def _validate(self) -> None:
         """The metadata of a card must be a YAML mapping with a model-index of the right form."""
