@@ -52,7 +52,7 @@ outputs "$PYTHON" reference "$checkpoint"
 exec {hub}< <(exec "$PYTHON" "$repository/tests/local_hub.py")
 trap 'kill $!; rm -rf "$work"' EXIT
 read -r HF_ENDPOINT HF_TOKEN <&"$hub"
-export HF_ENDPOINT HF_TOKEN HF_HUB_OFFLINE=0 HF_HUB_DISABLE_XET=1
+export HF_ENDPOINT HF_TOKEN HF_HUB_OFFLINE=0 HF_HUB_DISABLE_XET=1 HF_HUB_DISABLE_PROGRESS_BARS=1
 "$PYTHON" -m babylm_vlm.cli push "$checkpoint" --repo-id someone/checked
 failed=()
 outputs "$PYTHON" check someone/checked || failed+=("this environment")

@@ -59,7 +59,8 @@ def ten_pairs(demo, tmp_path) -> Path:
     return tmp_path / "ten"
 
 
-def test_a_demo_run_arrives_whole_and_is_believed(local_hub, run_command, demo, ten_pairs, tmp_path):
+def test_a_demo_run_arrives_whole_and_is_believed(local_hub, run_command, demo, ten_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(demo.place)  # the recipe's paths are relative to it
     run = shutil.copytree(demo.folder, tmp_path / "run", ignore=shutil.ignore_patterns("data"))
     state = demo.results["training"]["multimodal"]
     words = state["words_seen"]
