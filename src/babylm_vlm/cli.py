@@ -398,6 +398,7 @@ def push(
     results: Annotated[
         Path | None, typer.Option("--results", help="results.json of `evaluate`, for the card.")
     ] = None,
+    self_contained: Annotated[bool, typer.Option("--self-contained", help="Include a tower of the Hub.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List every file and its size; send nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -408,11 +409,11 @@ def push(
     from .hub.push import push as run_push
 
     if dry_run:
-        read = read_run(run, repo_id, revision, results)
+        read = read_run(run, repo_id, revision, results, self_contained)
         rows = [one.describe(name) for name, revisions in read.items() for one in revisions]
         print(json.dumps(rows)) if as_json else print_run(rows)
         return
-    done = run_push(run, repo_id, private, revision, create_pr, results)
+    done = run_push(run, repo_id, private, revision, create_pr, results, self_contained)
     print(json.dumps(done)) if as_json else print_pushed(done)
 
 
