@@ -26,14 +26,14 @@ def main() -> int:
     """Exit status: 0 when the outputs agree (or were written), 1 when they differ or the checkpoint does not load."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--role", choices=["reference", "check"], required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
     parser.add_argument("--reference", type=Path, required=True, help="safetensors file, written or read")
     parser.add_argument("--picture", type=Path, help="default: a synthetic one")
     arguments = parser.parse_args()
-    if not arguments.checkpoint.is_dir():
-        print(f"There is no checkpoint folder {arguments.checkpoint}.", file=sys.stderr)
-        return 1
     if arguments.role == "reference":
+        if not Path(arguments.checkpoint).is_dir():
+            print(f"There is no checkpoint folder {arguments.checkpoint}.", file=sys.stderr)
+            return 1
         import babylm_vlm.model  # noqa: F401  (registers its classes, which then come before remote code)
 
     picture = Image.open(arguments.picture).convert("RGB") if arguments.picture else synthetic_picture()
@@ -54,7 +54,7 @@ def synthetic_picture() -> Image.Image:
 
 
 @torch.inference_mode()
-def outputs(checkpoint: Path, picture: Image.Image) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def outputs(checkpoint: str, picture: Image.Image) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Logits (real tokens of all sentences, vocabulary) and greedy continuations, by "text" and "picture"."""
     torch.set_num_threads(1)
     disable_progress_bar()

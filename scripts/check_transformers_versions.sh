@@ -5,7 +5,8 @@
 #   scripts/check_transformers_versions.sh --picture cat.png --venv-dir runs/venvs runs/demo/merged 5.0.0 5.8.0
 #
 # This environment computes logits and greedy text with the package's own classes. Then a fresh environment per release, without
-# the package, loads the checkpoint by its remote code and must agree: max |difference of logits| <= 1e-5 and the same text.
+# the package, loads the checkpoint from a Hub on loopback by its remote code and must agree: max |difference of logits| <= 1e-5
+# and the same text.
 # --venv-dir keeps the environments for the next time; otherwise they are made in a temporary folder and removed.
 # PYTHON is the interpreter of this environment (default: .venv/bin/python if there is one, else python3).
 # PIP_FLAGS goes to pip, for example PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -41,22 +42,27 @@ versions=("$@")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "${venv_dir:=$work}"
-outputs() { # INTERPRETER ROLE: write the reference, or compare with it
-  # Remote code is copied anew each time, so that no earlier run can lend a file that the checkpoint lacks.
-  HF_MODULES_CACHE=$(mktemp -d -p "$work") "$1" "$repository/scripts/check_transformers_versions.py" \
-    --role "$2" --checkpoint "$checkpoint" --reference "$work/reference.safetensors" ${picture:+--picture "$picture"}
+outputs() { # INTERPRETER ROLE CHECKPOINT: write the reference, or compare with it
+  # The cache is new each time, so that no earlier run can lend a file that the checkpoint lacks.
+  HF_HOME=$(mktemp -d -p "$work") "$1" "$repository/scripts/check_transformers_versions.py" \
+    --role "$2" --checkpoint "$3" --reference "$work/reference.safetensors" ${picture:+--picture "$picture"}
 }
 
-outputs "$PYTHON" reference
+outputs "$PYTHON" reference "$checkpoint"
+exec {hub}< <(exec "$PYTHON" "$repository/tests/local_hub.py")
+trap 'kill $!; rm -rf "$work"' EXIT
+read -r HF_ENDPOINT HF_TOKEN <&"$hub"
+export HF_ENDPOINT HF_TOKEN HF_HUB_OFFLINE=0 HF_HUB_DISABLE_XET=1 HF_HUB_DISABLE_PROGRESS_BARS=1
+"$PYTHON" -m babylm_vlm.cli push "$checkpoint" --repo-id someone/checked
 failed=()
-outputs "$PYTHON" check || failed+=("this environment")
+outputs "$PYTHON" check someone/checked || failed+=("this environment")
 for version in "${versions[@]}"; do
   venv=$venv_dir/transformers-$version
   [[ -x $venv/bin/python ]] || "$PYTHON" -m venv "$venv"
   # shellcheck disable=SC2086  # PIP_FLAGS is a list of words
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${PIP_FLAGS:-} \
     torch==2.13.0 "transformers==$version" pillow safetensors
-  outputs "$venv/bin/python" check || failed+=("$version")
+  outputs "$venv/bin/python" check someone/checked || failed+=("$version")
 done
 if [[ ${#failed[@]} -gt 0 ]]; then
   echo "FAILED with: ${failed[*]}" >&2

@@ -1,11 +1,14 @@
 """Tiny real tokenizer, models and checkpoints, made once per session. Nothing is asked of the network."""
 
 import atexit
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # both are read when a Hugging Face library is first imported
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="babylm-vlm-tests-")
@@ -129,6 +132,31 @@ def grounded_file(tmp_path):
             good, bad = captions if picture == 0 else captions[::-1]
             rows.append(row(good, bad, image=name, pair=number, UID="colour"))
     return write_lines(tmp_path / "grounded" / "pairs.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A finished quick demo: its folder, what it printed and its results."""
+    place = tmp_path_factory.mktemp("place")
+    command = [sys.executable, "-m", "babylm_vlm.cli", "demo", "--quick", "--output-dir", "demo"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((place / "demo" / "results.json").read_text())
+    return SimpleNamespace(place=place, folder=place / "demo", printed=done.stdout, results=results)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 Clients find it by `HF_ENDPOINT` (`LocalHub.environment`), which their libraries read when they are imported, so they
 run in processes of their own. A commit is a mapping of paths to contents, a branch is the name of a commit: what the
-real Hub does with git is here a few dictionaries. `.safetensors` files take the LFS route, all others the regular one.
+real Hub does with git is here a few dictionaries. Weights and tables take the LFS route, all others the regular one.
 """
 
 import base64
@@ -27,6 +27,7 @@ import babylm_vlm
 TOKEN, READ_TOKEN = "hf_" + "writeswritewrites" * 2, "hf_" + "readsreadsreadsread" * 2
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
 SOURCE = Path(babylm_vlm.__file__).parents[1]
+FRONT = re.compile(r"---\r?\n(.*?)\r?\n---", flags=re.DOTALL)
 
 
 @dataclass
@@ -116,14 +117,16 @@ class LocalHub:
     def environment(self, cache: Path, **more: str) -> dict[str, str]:
         """Environment of a client with its cache in a folder."""
         return os.environ | {
-            **{"HF_ENDPOINT": self.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"},
-            **{"HF_MODULES_CACHE": str(cache / "modules"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"},
-            **{
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-                "PYTHONPATH": str(SOURCE),
-                "COLUMNS": "200",
-            },
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(cache),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(SOURCE),
+            "COLUMNS": "200",
             **more,
         }
 
@@ -162,7 +165,7 @@ def blob_id(content: bytes) -> str:
 
 
 def is_large(path: str) -> bool:
-    return path.endswith(".safetensors")
+    return path.endswith((".safetensors", ".arrow", ".parquet"))
 
 
 def oid(path: str, content: bytes) -> str:
@@ -248,7 +251,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer by raising `_Answer`; a route is a pattern and the method that answers."""
         repository = r"/api/(models|datasets|spaces)/([^/]+/[^/]+)"
         for method, pattern, answer in (
-            ("GET", r"/api/whoami-v2", self._whoami),
             ("POST", r"/api/validate-yaml", self._validate),
             ("POST", r"/api/repos/create", self._create),
             ("GET", rf"{repository}(?:/revision/([^/]+))?", self._info),
@@ -299,15 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(404, {"error": f"Invalid rev id: {revision}"}, X_Error_Code="RevisionNotFound")
         return commit
 
-    def _whoami(self) -> None:
-        if self._user() is None:
-            raise _Answer(401, {"error": "Invalid username or password."})
-        raise _Answer(200, {"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
-
     def _validate(self) -> None:
         """The metadata of a card must be a YAML mapping with a model-index of the right form."""
         content = json.loads(self.body)["content"]
-        front = re.match(r"---\r?\n(.*?)\r?\n---", content, flags=re.DOTALL)
+        front = FRONT.match(content)
         try:
             metadata = yaml.safe_load(front[1]) if front else {}
             for index in metadata.get("model-index", []):
@@ -336,7 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._found(repository, revision or "main")
         files = [{"rfilename": path} for path in sorted(commit.files)]
         about = {"id": name, "sha": commit.sha, "private": repository.private, "tags": [], "siblings": files}
-        raise _Answer(200, about)
+        card = commit.files.get("README.md", b"").decode()
+        raise _Answer(200, about | {"cardData": yaml.safe_load(FRONT.match(card)[1]) if FRONT.match(card) else None})
 
     def _preupload(self, kind: str, name: str, revision: str) -> None:
         repository = self._repository(kind, name, write=True)
@@ -462,3 +460,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _collection(self, slug: str) -> None:
         raise _Answer(200, self.hub.collections[slug])
+
+
+if __name__ == "__main__":  # for scripts: print the address and a token, serve until killed
+    standing = LocalHub()
+    print(standing.endpoint, TOKEN, flush=True)
+    standing.server.serve_forever()

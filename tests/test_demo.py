@@ -4,11 +4,8 @@ Run: pytest tests/test_demo.py
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,18 +22,6 @@ from babylm_vlm.model import BabylmVlmForConditionalGeneration
 
 MODELS = ("language", "merged", "multimodal")
 TASKS = ("grammar", "grounded", "relations")
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A finished quick demo: its folder, what it printed and its results."""
-    place = tmp_path_factory.mktemp("place")
-    command = [sys.executable, "-m", "babylm_vlm.cli", "demo", "--quick", "--output-dir", "demo"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((place / "demo" / "results.json").read_text())
-    return SimpleNamespace(place=place, folder=place / "demo", printed=done.stdout, results=results)
 
 
 def measurements(results: dict) -> list[dict]:

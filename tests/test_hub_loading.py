@@ -9,6 +9,7 @@ import shutil
 
 import torch
 from conftest import SENTENCES
+from local_hub import Repository
 from pair_files import write_lines
 from PIL import Image
 from safetensors.torch import load_file
@@ -103,3 +104,37 @@ def test_foreign_code_runs_only_when_told_and_is_named(local_hub, multimodal_che
     commit = local_hub.repositories["models/someone/other"].branches["main"]
     assert f"Running configuration_babylm_vlm.BabylmVlmConfig of someone/other, revision {commit}." in err
     assert json.loads((tmp_path / "scores" / "results.json").read_text())["model"]["commit"] == commit
+
+
+def test_a_tower_of_the_hub_comes_along_when_asked_for(local_hub, multimodal_checkpoint, tiny_tower, tmp_path):
+    repository = local_hub.repositories["models/someone/tower"] = Repository(private=False)
+    repository.commit("main", None, "first", {path.name: path.read_bytes() for path in tiny_tower.iterdir()})
+    run = shutil.copytree(multimodal_checkpoint, tmp_path / "run", ignore=shutil.ignore_patterns("vision_tower"))
+    config = json.loads((run / "config.json").read_text()) | {"vision_tower": "someone/tower"}
+    (run / "config.json").write_text(json.dumps(config))
+    line = ["push", run, "--repo-id", NAME, "--self-contained"]
+    code, _, err = local_hub.command(*line, cache=tmp_path / "ours")
+    assert code == 0, err
+    files = local_hub.files(NAME)
+    assert files["vision_tower/model.safetensors"] == (tiny_tower / "model.safetensors").read_bytes()
+    assert json.loads(files["config.json"]) == config | {
+        "vision_tower": "./vision_tower",
+        "vision_tower_revision": None,
+    }
+    assert "vision_tower/preprocessor_config.json" in files
+
+
+def test_all_checkpoints_of_a_repository_are_measured(local_hub, language_checkpoint, tmp_path):
+    run = shutil.copytree(language_checkpoint, tmp_path / "run")
+    for name in ("chck_1M", "chck_2M"):
+        shutil.copytree(language_checkpoint, run / name)
+    assert local_hub.command("push", run, "--repo-id", NAME, cache=tmp_path / "ours")[0] == 0
+    row = {"sentence_good": "the cat sat", "sentence_bad": "sat the cat", "UID": "order"}
+    write_lines(tmp_path / "data" / "grammar" / "pairs.jsonl", [row] * 4)
+    line = ["evaluate", NAME, "--revisions", "all", "--data", tmp_path / "data", "--output-dir", tmp_path / "scores"]
+    code, _, err = local_hub.command(*line, cache=tmp_path / "cache")
+    assert code == 0, err
+    branches = local_hub.repositories[f"models/{NAME}"].branches
+    for name in ("chck_1M", "chck_2M"):
+        results = json.loads((tmp_path / "scores" / name / "results.json").read_text())
+        assert results["model"]["commit"] == branches[name]

@@ -10,6 +10,7 @@ import sys
 
 import yaml
 from huggingface_hub import ModelCard
+from pair_files import write_lines
 
 from babylm_vlm.files import sha256
 from babylm_vlm.merging import linear_plan_yaml
@@ -72,3 +73,25 @@ def test_what_the_hub_does_not_have_is_named(local_hub, language_checkpoint, tmp
     assert "someone/nothing, which is neither a checkpoint folder" in err
     assert "Traceback" not in out + err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_in_a_download_is_named_and_the_download_goes_on_later(
+    local_hub, language_checkpoint, small_disk, tmp_path
+):
+    assert local_hub.command("push", language_checkpoint, "--repo-id", LANGUAGE, cache=tmp_path / "ours")[0] == 0
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(linear_plan_yaml(LANGUAGE, LANGUAGE, 0.3))
+    merge = ["merge", plan, "--output-dir", tmp_path / "out"]
+    row = {"sentence_good": "the cat sat", "sentence_bad": "sat the cat", "UID": "order"}
+    write_lines(tmp_path / "data" / "grammar" / "pairs.jsonl", [row] * 4)
+    evaluate = ["evaluate", LANGUAGE, "--data", tmp_path / "data", "--output-dir", tmp_path / "scores"]
+    (small_disk / "much").write_bytes(bytes(120_000))
+    for command in (evaluate, merge):
+        code, out, err = local_hub.command(*command, cache=small_disk / "cache")
+        assert code == 1
+        assert "No space left on device. Make room, or let HF_HOME name a larger disk" in err
+        assert "Traceback" not in out + err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "scores").exists()
+    (small_disk / "much").unlink()
+    code, _, err = local_hub.command(*evaluate, cache=small_disk / "cache")
+    assert code == 0, err

@@ -6,7 +6,6 @@ Run: pytest tests/test_merge_faults.py
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -103,19 +102,6 @@ def test_an_output_lost_between_two_renames_is_put_back(tmp_path, plan_file):
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a file system")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_disk_that_is_too_small_is_named_before_the_work(small_disk, plan_file):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from babylm_vlm.files import sha256
 from babylm_vlm.hub.cards import write_card
 from babylm_vlm.hub.facts import write_merged_card
+from babylm_vlm.hub.push import fit_to_be_seen
 from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
 
 NAME = "someone/tiny"
@@ -247,6 +248,15 @@ def test_results_are_on_the_card_if_they_are_of_these_weights(local_hub, push, l
     assert_one_sentence(code, out + err, "holds the results of other weights")
     code, out, err = push(language_checkpoint, "--repo-id", NAME, "--results", tmp_path / "nowhere.json")
     assert_one_sentence(code, out + err, "There are no results")
+
+
+def test_content_is_cleaned_as_a_file_is(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"model": str(tmp_path / "model"), "text": "a/b"}))
+    for source in (path, path.read_bytes()):
+        assert json.loads(fit_to_be_seen("results.json", source)) == {"model": "model", "text": "a/b"}
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        fit_to_be_seen("results.json", b"{")
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,17 @@ def features(
     image_column: Annotated[str, typer.Option(help="Of a Hub data set.")] = "image",
     caption_column: Annotated[str, typer.Option(help="Of the captions.")] = "text",
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 64,
+    push_to: Annotated[str | None, typer.Option("--push-to", help="Publish them as data set user/name too.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a vision tower once over the pictures of a caption set; a recipe's `features` names the result."""
     from .data.features import store_features
 
+    if push_to:
+        from .hub.push import check_repo_id, print_pushed
+        from .hub.push_features import push_features
+
+        check_repo_id(push_to)
     made = store_features(
         dataset,
         output_dir,
@@ -69,6 +75,8 @@ def features(
         overwrite=overwrite,
     )
     print(f"{output_dir}: pooled features of {made['pictures']} pictures.")
+    if push_to:
+        print_pushed(push_features(output_dir, made, dataset, vision_tower, push_to))
 
 
 @app.command()
@@ -390,6 +398,7 @@ def push(
     results: Annotated[
         Path | None, typer.Option("--results", help="results.json of `evaluate`, for the card.")
     ] = None,
+    self_contained: Annotated[bool, typer.Option("--self-contained", help="Include a tower of the Hub.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List every file and its size; send nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -400,11 +409,11 @@ def push(
     from .hub.push import push as run_push
 
     if dry_run:
-        read = read_run(run, repo_id, revision, results)
+        read = read_run(run, repo_id, revision, results, self_contained)
         rows = [one.describe(name) for name, revisions in read.items() for one in revisions]
         print(json.dumps(rows)) if as_json else print_run(rows)
         return
-    done = run_push(run, repo_id, private, revision, create_pr, results)
+    done = run_push(run, repo_id, private, revision, create_pr, results, self_contained)
     print(json.dumps(done)) if as_json else print_pushed(done)
 
 
@@ -456,7 +465,11 @@ def main() -> None:
     try:
         app()
     except (OSError, ValueError) as error:
+        from .files import is_disk_full
+
         sentence = escape(" ".join(str(error).split()))
+        if is_disk_full(error):
+            sentence += ". Make room, or let HF_HOME name a larger disk if it is a download that needs it."
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {sentence}")
         sys.exit(1)
 

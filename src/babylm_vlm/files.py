@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all, hashes of files, and errors that name what is missing."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -99,6 +100,13 @@ def check_free_space(path: Path, size: int) -> None:
         raise OSError(f"{path} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there.")
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is that of a full disk."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    return error is not None and is_disk_full(error.__cause__)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -162,16 +170,17 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def named_source(name: str, what: str) -> Iterator[None]:
+def named_source(name: str, what: str, kind: str = "checkpoint") -> Iterator[None]:
     """Around the loading of a checkpoint: if it is not to be had, say which one, and that `what` names it.
 
     Raises:
         FileNotFoundError: `name` is no folder here, and the Hub does not give it.
+        OSError: the disk is full, so that it cannot be downloaded.
     """
     try:
         yield
     except OSError as error:
+        if is_disk_full(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"There is no checkpoint {name} here or on the Hub; check {what}. ({reason})"
-        ) from error
+        raise FileNotFoundError(f"There is no {kind} {name} here or on the Hub; check {what}. ({reason})") from error

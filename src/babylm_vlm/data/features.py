@@ -1,8 +1,9 @@
 """Pooled vision features: the frozen tower sees each picture once.
 
-Stored features are a folder of safetensors files of `PICTURES_A_FILE` pictures each. Every file appears whole and says
-in its metadata what made it, so that an interrupted run goes on with the files that are missing, and a model with
-another tower, layer or grid refuses them. They are read through a memory map: a picture costs memory when it is used.
+Stored features are a folder of Arrow files of `PICTURES_A_FILE` pictures each, with the columns `picture` (its name)
+and `features`; `datasets.load_dataset` reads them too, here or on the Hub. Every file appears whole and says in its
+metadata what made it, so that an interrupted run goes on with the files that are missing, and a model with another
+tower, layer or grid refuses them. They are read through a memory map: a picture costs memory when it is used.
 """
 
 import hashlib
@@ -13,11 +14,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
+from datasets import Features as Columns
+from datasets import List, Value
+from huggingface_hub import snapshot_download
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -27,14 +31,15 @@ from .captions import CaptionedPictures, open_picture, read_captions
 from .pictures import HubPicture
 
 PICTURES_A_FILE = 1024
+DESCRIPTION = b"babylm_vlm"  # key in a file's metadata
 NO_DECODER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 class StoredFeatures:
-    """Pooled features on disk, read as a tensor (pictures, g*g, vision_hidden_size) would be.
+    """Pooled features on disk, read as an fp32 tensor (pictures, g*g, vision_hidden_size) would be.
 
     Args:
-        folder: of `store_features`.
+        source: folder of `store_features`, or a data set on the Hub that was made of one: user/name[@revision].
         expected: what they must be, from `describe_features`.
 
     Raises:
@@ -42,16 +47,14 @@ class StoredFeatures:
         ValueError: they are of other pictures, or of another tower, layer or grid.
     """
 
-    def __init__(self, folder: Path, expected: dict[str, str]):
+    def __init__(self, source: str | Path, expected: dict[str, str]):
+        folder = local_features(str(source))
         files = feature_files(folder, int(expected["pictures"]))
         check_description(folder, expected)
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is missing: make it with the command `babylm-vlm features`.")
-        self.files = []
-        for file in files:
-            with safe_open(file, "pt") as stored:
-                self.files.append(stored.get_tensor("features"))
+        self.files = [read_file(file) for file in files]
         self.shape = torch.Size([int(expected["pictures"]), *self.files[0].shape[1:]])
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class StoredFeatures:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Features of a picture (g*g, vision_hidden_size)."""
-        return self.files[index // PICTURES_A_FILE][index % PICTURES_A_FILE]
+        return torch.tensor(self.files[index // PICTURES_A_FILE][index % PICTURES_A_FILE])
 
 
 Features = torch.Tensor | StoredFeatures
@@ -97,7 +100,7 @@ def store_features(
     batch_size: int = 64,
     overwrite: bool = False,
 ) -> dict[str, str]:
-    """Run a frozen tower once over the pictures of a caption set, in bf16 on a GPU, and store the pooled features.
+    """Run a frozen tower once over the pictures of a caption set, in bf16 on a GPU, and store the features in fp32.
 
     What an earlier, interrupted call has stored is kept. Under `accelerate launch` the files are shared out.
 
@@ -114,7 +117,7 @@ def store_features(
     model.to(state.device, torch.bfloat16 if state.device.type == "cuda" else torch.float32)
     description = describe_features(model, found)
     if state.is_main_process:
-        if overwrite and any(output.glob("features-*.safetensors")):
+        if overwrite and any(output.glob("features-*.arrow")):
             shutil.rmtree(output)
         if output.exists() and any(output.iterdir()):
             check_description(output, description)
@@ -129,10 +132,46 @@ def store_features(
             pictures = found.pictures[first : first + PICTURES_A_FILE]
             draft = files[number].with_suffix(f".{os.getpid()}.part")
             features = picture_features(model, image_processor, pictures, batch_size)
-            save_file({"features": features}, draft, metadata=description)
+            names = found.names[first : first + PICTURES_A_FILE]
+            write_file(draft, names, features.float().numpy(), description)
             os.replace(draft, files[number])
     state.wait_for_everyone()
     return description
+
+
+def local_features(source: str) -> Path:
+    """The folder of stored features; of a data set on the Hub (user/name[@revision]) that of its download.
+
+    Raises:
+        FileNotFoundError: there is no such folder here, and the Hub does not give such a data set.
+    """
+    if Path(source).exists() or source.startswith((".", "/")):
+        return Path(source)
+    repo_id, _, revision = source.partition("@")
+    with named_source(source, "'features', or make them with `babylm-vlm features`", "folder or data set"):
+        return Path(
+            snapshot_download(repo_id, repo_type="dataset", revision=revision or None, allow_patterns="*.arrow")
+        )
+
+
+def write_file(path: Path, names: Sequence[str], features: np.ndarray, description: dict[str, str]) -> None:
+    """Write an Arrow file of the pictures' names and features (pictures, g*g, vision_hidden_size)."""
+    _, tokens, width = features.shape
+    columns = Columns({"picture": Value("string"), "features": List(List(Value("float32"), width), tokens)})
+    schema = columns.arrow_schema  # with the metadata that `datasets` reads
+    schema = schema.with_metadata(schema.metadata | {DESCRIPTION: json.dumps(description).encode()})
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), width)
+    table = pa.table([pa.array(names), pa.FixedSizeListArray.from_arrays(vectors, tokens)], schema)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write_table(table)
+
+
+def read_file(path: Path) -> np.ndarray:
+    """Features (pictures, g*g, vision_hidden_size) of an Arrow file, through a memory map."""
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        features = stream.read_all().column("features").combine_chunks()
+    tokens, width = features.type.list_size, features.type.value_type.list_size
+    return features.flatten().flatten().to_numpy().reshape(-1, tokens, width)
 
 
 def load_eyes(
@@ -165,7 +204,7 @@ def describe_features(model: BabylmVlmModel, found: CaptionedPictures) -> dict[s
 def feature_files(folder: Path, pictures: int) -> list[Path]:
     """The files that hold the features of so many pictures, in order."""
     count = math.ceil(pictures / PICTURES_A_FILE)
-    return [folder / f"features-{number:05}.safetensors" for number in range(count)]
+    return [folder / f"features-{number:05}.arrow" for number in range(count)]
 
 
 def check_description(folder: Path, expected: dict[str, str]) -> None:
@@ -175,14 +214,15 @@ def check_description(folder: Path, expected: dict[str, str]) -> None:
         FileNotFoundError: the folder has no features.
         ValueError: a file is damaged, or of another tower, layer, grid or caption set.
     """
-    files = sorted(folder.glob("features-*.safetensors"))
+    files = sorted(folder.glob("features-*.arrow"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no features: make them with the command `babylm-vlm features`.")
     for file in files:
         try:
-            with safe_open(file, "pt") as stored:
-                description = stored.metadata() or {}
-        except SafetensorError as error:
+            with pa.ipc.open_stream(pa.memory_map(str(file))) as stream:
+                description = json.loads((stream.schema.metadata or {}).get(DESCRIPTION, "{}"))
+                stream.read_all()  # of a memory map: it only finds out whether the file is whole
+        except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}): remove it and make it again.") from error
         for key, value in expected.items():
             if description.get(key) != value:

@@ -52,6 +52,7 @@ FACTS = frozenset(
 )
 
 DATA_COLUMNS = {
+    "parent": "Parent",
     "name": "Data",
     "words": "Words",
     "sentences": "Sentences",
@@ -98,9 +99,9 @@ def write_card(folder: str | os.PathLike, template: str, facts: Mapping[str, Any
             training ({"learning rate": 1e-3, "seed": 0, ...}), final_loss, minutes, hardware, versions
             ({"torch": ...}), results (list of {task, split, accuracy, interval (lo, hi), chance, items}, fractions in
             [0, 1]), limitations (list of sentences).
-            For a merged model also alpha (1 is multimodal, 0 is language-only), alpha_choice (a sentence saying how it
-            was chosen), multimodal and language (Hub ids or paths), ancestor, parents (list of
-            {role, name, commit, sha256}), merge_yaml (text).
+            For a merged model also parent in each row of data, alpha (1 is multimodal, 0 is language-only),
+            alpha_choice (a sentence saying how it was chosen), multimodal and language (Hub ids or paths), ancestor,
+            parents (list of {role, name, commit, sha256}), merge_yaml (text).
         overwrite: replace also a README.md that was not generated.
 
     Raises:
@@ -141,7 +142,7 @@ def render_card(folder: str | os.PathLike, template: str, facts: Mapping[str, An
     title = _line(facts.get("title", facts.get("repo_id", f"{template.capitalize()} model")))
     return ModelCard.from_template(
         _metadata(Path(folder).resolve(), template, facts, title),
-        template_path=str(_template_path(template)),
+        template_path=str(template_path(template)),
         mark=MARK,
         title=title,
         repo=facts.get("repo_id", "."),
@@ -242,7 +243,7 @@ def _eval_result(result: Mapping[str, Any], task_type: str) -> EvalResult:
     )
 
 
-def _template_path(template: str) -> Path:
+def template_path(template: str) -> Path:
     """`model_cards/` lies inside an installed package, and at the repository root of a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for root in (package, package.parents[1]):

@@ -73,7 +73,11 @@ def write_merged_card(
         return  # the template speaks of a multimodal and a language-only model
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(weights_sha256, [source.folder for source in parents.values()]))
-    states = [read_json(s.folder / STATE_FILE) for s in plan.sources if (s.folder / STATE_FILE).is_file()]
+    states = {
+        role: read_json(source.folder / STATE_FILE)
+        for role, source in parents.items()
+        if (source.folder / STATE_FILE).is_file()
+    }
     ancestor = common_ancestor(plan.sources)
     limits = LIMITS if ancestor else [*LIMITS, "No common ancestor of its parents is on record."]
     write_card(
@@ -91,7 +95,11 @@ def write_merged_card(
                 {"role": role, "name": public_name(source.name), "commit": source.commit, "sha256": digest}
                 for (role, source), digest in zip(parents.items(), hashes, strict=True)
             ],
-            "data": [source | {"name": public_name(source["name"])} for state in states for source in state["data"]],
+            "data": [
+                source | {"parent": role, "name": public_name(source["name"])}
+                for role, state in states.items()
+                for source in state["data"]
+            ],
             "merge_yaml": public_text(plan),
             "results": results,
             "limitations": limits,

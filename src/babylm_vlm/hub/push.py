@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import weight_files, weights_sha256
+from ..files import named_source, weight_files, weights_sha256
 from .cards import FACTS_FILE, MARK, render_card, result_rows
 
 TRAVELS = (
@@ -42,7 +42,9 @@ OF_THE_RUN = ("results.json", "*.png")
 """What a family's folder holds beside its models and is published with the merge."""
 
 TOWER = "vision_tower"
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "features-*.arrow")
+"""What would be wrong if it stayed in a repository beside newer files of its kind."""
+
 AS_THEY_ARE = ("tokenizer.json", "vocab.json", "*.index.json")
 """JSON files whose strings are tokens or tensors, never paths."""
 
@@ -87,13 +89,14 @@ def push(
     revision: str = "main",
     create_pr: bool = False,
     results: Path | None = None,
+    self_contained: bool = False,
 ) -> list[dict]:
     """Publish a checkpoint and the checkpoints `chck_*` inside it, or a family of models as a collection.
 
     What a repository held before stays in its history.
 
     Args:
-        folder, repo_id, revision, results: as `read_run`.
+        folder, repo_id, revision, results, self_contained: as `read_run`.
         private: make new repositories private ones.
         create_pr: propose the checkpoint as a pull request to a repository that exists; `chck_*` cannot be proposed.
 
@@ -104,7 +107,7 @@ def push(
         FileNotFoundError, ValueError: as `read_run`.
         OSError: the Hub cannot be reached or refuses; repeat the push to complete it.
     """
-    run = read_run(folder, repo_id, revision, results)
+    run = read_run(folder, repo_id, revision, results, self_contained)
     if create_pr and (revision != "main" or len(run) > 1 or len(run[repo_id]) > 1):
         raise ValueError("A pull request goes to main and holds one checkpoint: leave --create-pr out, or push one.")
     api = HfApi()
@@ -124,7 +127,11 @@ def push(
 
 
 def read_run(
-    folder: Path, repo_id: str, branch: str = "main", results: Path | None = None
+    folder: Path,
+    repo_id: str,
+    branch: str = "main",
+    results: Path | None = None,
+    self_contained: bool = False,
 ) -> dict[str, list[Revision]]:
     """What a push would send, by repository. Nothing is sent.
 
@@ -137,6 +144,7 @@ def read_run(
         repo_id: "user/name".
         branch: for the checkpoint itself; `chck_*` have branches of their own.
         results: `results.json` of `evaluate` for the checkpoint's card; None: the one in the folder, if there is one.
+        self_contained: put a vision tower that a configuration names on the Hub into the repository too.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or it lacks its code, its weights or its vision tower.
@@ -148,10 +156,19 @@ def read_run(
         raise FileNotFoundError(f"There are no results {results}; name the results.json of an evaluation.")
     members = sorted(path.parent for path in folder.glob("*/config.json") if not _is_part(path.parent.name))
     if (folder / "config.json").is_file() or not members:
-        return {repo_id: _read_checkpoint(folder, repo_id, branch, results, {})}
-    if results:
+        run = {repo_id: _read_checkpoint(folder, repo_id, branch, results, {})}
+    elif results:
         raise ValueError(f"--results are those of one model, but {folder} holds {len(members)}; push them one by one.")
-    names = {member: f"{repo_id}-{member.name}" for member in members}
+    else:
+        run = _read_family(folder, {member: f"{repo_id}-{member.name}" for member in members}, branch)
+    if self_contained:
+        for revision in (one for revisions in run.values() for one in revisions):
+            _bring_tower(revision)
+    return run
+
+
+def _read_family(folder: Path, names: Mapping[Path, str], branch: str) -> dict[str, list[Revision]]:
+    """What a push would send of the members of a family, whose repositories are `names`."""
     published = {weights_sha256(member): name for member, name in names.items()}
     run = {name: _read_checkpoint(member, name, branch, None, published) for member, name in names.items()}
     for member, name in names.items():
@@ -159,6 +176,21 @@ def read_run(
             beside = [path for path in sorted(folder.iterdir()) if _travels(path, OF_THE_RUN)]
             run[name][0].files.update({path.name: fit_to_be_seen(path.name, path) for path in beside})
     return run
+
+
+def _bring_tower(revision: Revision) -> None:
+    """Put the tower that `config.json` names on the Hub, if it does, beside the weights."""
+    source = revision.files["config.json"]
+    config = json.loads(source if isinstance(source, bytes) else source.read_bytes())
+    tower = config.get("vision_tower", "./")
+    if tower.startswith("./"):
+        return
+    with named_source(tower, "vision_tower in config.json"):
+        wanted = ["config.json", "preprocessor_config.json", *WEIGHTS]
+        snapshot = snapshot_download(tower, revision=config.get("vision_tower_revision"), allow_patterns=wanted)
+    revision.files |= {f"{TOWER}/{path.name}": path for path in sorted(Path(snapshot).iterdir())}
+    config |= {"vision_tower": f"./{TOWER}", "vision_tower_revision": None}
+    revision.files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _is_part(name: str) -> bool:
@@ -241,7 +273,11 @@ def _check_complete(folder: Path) -> list[Path]:
 
 def read_whole(path: Path) -> Any:
     """A JSON or YAML file. Raises ValueError, which names it, where it is damaged."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    return parse(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def parse(text: str, path: Path) -> Any:
+    """JSON, or YAML, that `path` holds or will hold. Raises ValueError, which names it, where it is damaged."""
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
@@ -278,17 +314,21 @@ def _card(folder: Path, repo_id: str, branch: str, results: dict | None, publish
 
 
 def fit_to_be_seen(path: str, source: Path | bytes) -> Path | bytes:
-    """A text file without the absolute paths of this disk. Raises ValueError where it holds a token of the Hub."""
+    """A text file, or its content, without the absolute paths of this disk.
+
+    Raises:
+        ValueError: it holds a token of the Hub, or is damaged.
+    """
     if path.endswith((".safetensors", ".png")):
         return source
     content = source if isinstance(source, bytes) else source.read_bytes()
     text = content.decode("utf-8", errors="replace")
     if SECRET.search(text):
         raise ValueError(f"{path} holds what looks like a token of the Hub; take it out before you publish the file.")
-    name = Path(path).name
-    if not name.endswith((".json", ".yml")) or any(fnmatch(name, pattern) for pattern in AS_THEY_ARE):
+    where = source if isinstance(source, Path) else Path(path)
+    if where.suffix not in (".json", ".yml") or any(fnmatch(where.name, pattern) for pattern in AS_THEY_ARE):
         return source
-    for string in sorted(_absolute_paths(read_whole(source)), key=len, reverse=True):
+    for string in sorted(_absolute_paths(parse(text, where)), key=len, reverse=True):
         text = text.replace(json.dumps(string)[1:-1], Path(string).name).replace(string, Path(string).name)
     if len(Path.home().parts) > 1:
         text = text.replace(str(Path.home()), "~")  # inside longer strings
@@ -323,7 +363,7 @@ def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, 
         api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True, repo_type=repo_type)
     before = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
     there = [file.rfilename for file in before.siblings]
-    outdated = [path for path in there if path not in revision.files and is_weights(path)]
+    outdated = [path for path in there if path not in revision.files and any(fnmatch(path, one) for one in WEIGHTS)]
     where = "" if branch == "main" else f", {branch}"
     commit = api.create_commit(
         repo_id,
@@ -346,11 +386,6 @@ def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, 
         "changed": commit.oid != before.sha,
         "tag": revision.tag,
     }
-
-
-def is_weights(path: str) -> bool:
-    """Whether a file of a repository is one of the model's weights or their index."""
-    return any(fnmatch(path, pattern) for pattern in WEIGHTS)
 
 
 @contextmanager

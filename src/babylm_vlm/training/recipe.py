@@ -38,7 +38,8 @@ class Recipe:
         vision_tower_revision: its branch, tag or commit on the Hub.
         vision_feature_layer: which hidden state of the tower is pooled.
         vision_grid: pooled to `vision_grid x vision_grid` visual tokens.
-        features: folder that `babylm-vlm features` made of these captions; None: the tower runs before training.
+        features: folder that `babylm-vlm features` made of these captions, or user/name[@revision] where it published
+            them; None: the tower runs before training.
         pack_captions: a row is as many captions as fill `block_size` tokens, so that text and captions are mixed by
             words and an update reads as much of either; else a row is one caption.
         data_order: `mixed`; `text_first` or `captions_first`: all passes over one, then all over the other.

@@ -318,7 +318,7 @@ def load_features(
     """Pooled features of the pictures: stored ones, if the recipe names some, or else made now."""
     if recipe.features is None:
         return picture_features(model.model, processor.image_processor, found.pictures)
-    return StoredFeatures(Path(recipe.features), describe_features(model.model, found))
+    return StoredFeatures(recipe.features, describe_features(model.model, found))
 
 
 def add_adapters(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
