@@ -6,6 +6,7 @@ Run: pytest tests/test_evaluation.py
 import copy
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
@@ -26,7 +27,8 @@ from babylm_vlm.evaluation import (
     score_pairs,
     sequence_scores,
 )
-from babylm_vlm.evaluation.output import items_file, read_items
+from babylm_vlm.evaluation.output import items_file, read_items, write_items
+from babylm_vlm.evaluation.tasks import Outcome
 
 
 def test_find_tasks(tmp_path):
@@ -156,6 +158,29 @@ def test_failures_are_printed(tmp_path, tiny_language, tiny_tokenizer):
     assert results["tasks"]["grammar"]["value"] == 0.0
     official = evaluate_model(tiny_language, tiny_tokenizer, tasks, tmp_path / "o", name="broken", official=True)
     assert official["tasks"]["grammar"]["value"] == 1.0  # as the official pipeline has it
+
+
+def test_impossible_texts_are_kept_as_they_are(tmp_path):
+    """An official choice needs to tell what is impossible from what has failed."""
+    outcomes = [Outcome("u", "0", (-math.inf, -1.0), {"ratio": math.nan}), Outcome("u", "1", (math.nan, math.inf), {})]
+    write_items(tmp_path / "x.jsonl.gz", {"task": "x"}, outcomes)
+    measured, again = read_items(tmp_path / "x.jsonl.gz")
+    assert measured == {"task": "x"} and repr(again) == repr(outcomes)
+
+
+def test_weights_in_memory_are_scored_anew(tmp_path, language_checkpoint):
+    """Also those that were made of a model from the Hub, whose commit says nothing of them."""
+    write_lines(tmp_path / "data" / "grammar" / "pairs.jsonl", [row()])
+    model, processor = load_model(language_checkpoint)
+    model.config._commit_hash = "c" * 40
+    found = []
+    for weight in (1, 0.5):
+        model.model.norm.weight.data *= weight
+        evaluate_model(
+            model, processor, find_tasks(tmp_path / "data"), tmp_path / "out", name="merged", overwrite=True
+        )
+        found.append(read_items(items_file(tmp_path / "out", "grammar"))[1])
+    assert found[0] != found[1]
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------

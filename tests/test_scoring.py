@@ -256,6 +256,11 @@ def test_a_model_that_scales_its_logits_is_not_packed(models, monkeypatch):
     np.testing.assert_allclose(score_requests(model, chosen)[0], naive(model, chosen[0]), atol=1e-4, rtol=0)
 
 
+def test_a_text_longer_than_the_table_of_positions_is_named(models):
+    with pytest.raises(ValueError, match="a text has 200 tokens, but the model has positions for 128 only"):
+        score_requests(models["gpt2"], [Request((BOS, *[4] * 200), (200,)), Request((BOS, 4), (1,))])
+
+
 # --- completions -----------------------------------------------------------------------------------------------------
 
 

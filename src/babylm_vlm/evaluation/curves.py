@@ -358,12 +358,12 @@ def plot_curves(curves: dict, path: Path) -> None:
         shown, factor, _ = SHOWN[curve["metric"]]
         here = [i for i in drawn if curve["value"][i] is not None]
         words = [curves["revisions"][i]["words"] for i in here]
-        low, high = factor * np.array([curve["interval"][i] for i in here]).T
+        low, high = factor * np.array([curve["interval"][i] for i in here]).reshape(-1, 2).T
         axes.plot(words, [factor * curve["value"][i] for i in here], color="#1b6ca8", marker="o", markersize=3)
         axes.fill_between(words, low, high, color="#1b6ca8", alpha=0.18, linewidth=0)
         if curve["chance"] is not None:
             axes.axhline(factor * curve["chance"], color="0.4", linestyle=":", linewidth=1.2)
-        axes.set_xscale("log")
+        axes.set_xscale("log" if here else "linear")
         axes.set_title(task, fontsize=10)
         axes.set_ylabel(shown)
         axes.set_xlabel("words seen")

@@ -107,7 +107,7 @@ class Benchmarks:
         failed: why a task could not be read.
         prepared: by task, what its `score` keeps between models of the same tokenizer and tower.
         features: pooled features of the pictures of all tasks.
-        inputs: hash of the tokenizer and tower that `prepared` and `features` are of.
+        inputs: hash of the tokenizer, tower and rule that `prepared` and `features` are of.
     """
 
     items: dict[str, list[Item] | list[MinimalPair]] = field(default_factory=dict)
@@ -117,20 +117,24 @@ class Benchmarks:
     features: dict[Picture, torch.Tensor] = field(default_factory=dict)
     inputs: str | None = None
 
-    def keep_for(self, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> None:
-        """Forget what was prepared for a model of another tokenizer or tower."""
-        before, self.inputs = self.inputs, _inputs_hash(model, processor)
+    def keep_for(
+        self, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, official: bool
+    ) -> None:
+        """Forget what was prepared for a model of another tokenizer or tower, or by the other rule."""
+        before, self.inputs = self.inputs, _inputs_hash(model, processor, official)
         if self.inputs is None or self.inputs != before:
             self.prepared.clear()
             self.features.clear()
 
 
-def _inputs_hash(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> str | None:
+def _inputs_hash(
+    model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, official: bool
+) -> str | None:
     """What tokens and picture features depend on, as a hash; None where it is not known."""
     tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
     if not tokenizer.is_fast:
         return None
-    parts = [model.config.model_type, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
+    parts = [official, model.config.model_type, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
     if takes_pictures(model):
         tower = model.model.local_tower()
         parts += [value for name, value in sorted(model.config.to_dict().items()) if name.startswith("vision_")]
@@ -177,8 +181,8 @@ def evaluate_model(
         processor: a tokenizer, or for a multimodal model its processor.
         tasks: data folder or file of every task, as `find_tasks` gives them.
         output_dir: folder to write.
-        name: checkpoint folder or Hub id that the weights are from. For weights that exist in memory only, any other
-            name; their scores are never taken up again.
+        name: checkpoint folder or Hub id that the model was loaded from. For weights that exist in memory only, any
+            other name; their scores are never taken up again.
         revision: of the model on the Hub.
         official: score, and count ties and failures, as the official pipeline does.
         predictions: also write the official predictions tree and the collated file; implies `official`.
@@ -201,7 +205,7 @@ def evaluate_model(
     keeping = benchmarks is not None
     benchmarks = benchmarks or read_benchmarks(tasks)
     if keeping:
-        benchmarks.keep_for(model, processor)
+        benchmarks.keep_for(model, processor, sampling.official)
     results = new_results(model, name, revision, sampling)
     results |= {"failed": dict(benchmarks.failed), "data_sha256": benchmarks.data_sha256}
     source = checkpoint_source(Path(name), results["model"]["commit"])
@@ -260,7 +264,8 @@ def _score(
 def new_results(model: PreTrainedModel, name: str | Path, revision: str | None, sampling: Sampling) -> dict:
     """`results.json` before the first task: which weights, by which rule, with which software."""
     weights = {file.name: sha256(file) for file in _weight_files(Path(name))}
-    commit = getattr(model.config, "_commit_hash", None)  # only configurations from the Hub have it
+    loaded_as_it_is = model.config.name_or_path == str(name)
+    commit = getattr(model.config, "_commit_hash", None) if loaded_as_it_is else None
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {"name": str(name), "revision": revision, "commit": commit, "weights_sha256": weights},

@@ -9,7 +9,8 @@
 - Reported are accuracy and, for MRPC and QQP, F1 of label 1, beside what always saying the training data's most
   frequent label gets.
 
-Everything about training is Hugging Face's `Trainer`; the defaults are the official pipeline's, but for the split.
+Everything about training is Hugging Face's `Trainer`, with the official pipeline's head, learning rate and schedule.
+(There BoolQ and MultiRC get 16 examples per update, no gradient is clipped, and weight decay spares no parameters.)
 """
 
 import json

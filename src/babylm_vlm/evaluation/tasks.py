@@ -209,7 +209,7 @@ def measure_labels(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -
     rows = {}
     for key, metric, statistic in _label_statistics(name):
         rows |= _measure(key, outcomes, sampling, statistic, metric)
-        rows[key]["chance"] = float(statistic(key, guesses, once)[key][0])
+        rows[key] |= {"chance": float(statistic(key, guesses, once)[key][0]), "ties": 0}
     return rows
 
 
