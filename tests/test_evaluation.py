@@ -14,6 +14,7 @@ import pytest
 import torch
 from pair_files import SENTENCES, row, write_lines
 from rich.console import Console
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from babylm_vlm.evaluation import (
     accuracy,
@@ -166,6 +167,46 @@ def test_impossible_texts_are_kept_as_they_are(tmp_path):
     write_items(tmp_path / "x.jsonl.gz", {"task": "x"}, outcomes)
     measured, again = read_items(tmp_path / "x.jsonl.gz")
     assert measured == {"task": "x"} and repr(again) == repr(outcomes)
+
+
+def remove_bos(checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(checkpoint)
+
+
+def without_offsets(checkpoint):
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    ByT5Tokenizer(bos_token="</s>").save_pretrained(checkpoint)
+
+
+EWOK = {"Context1": "a", "Target1": "b", "Target2": "c", "Domain": "social"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "change", "message"),
+    [
+        (None, None, "data does not exist"),
+        ([], None, "social.jsonl is empty"),
+        ([EWOK, {"Context1": "a"}], None, "social.jsonl:2: the field Target1 is missing"),
+        ([EWOK], remove_bos, "the tokenizer has no BOS token"),
+        ([EWOK], without_offsets, "the tokenizer cannot say which characters a token stands for"),
+    ],
+)
+def test_wrong_input_is_one_sentence(lines, change, message, tmp_path, language_checkpoint, run_command):
+    """And nothing is left behind."""
+    if lines is not None:
+        write_lines(tmp_path / "data" / "ewok_filtered" / "social.jsonl", lines)
+    shutil.copytree(language_checkpoint, tmp_path / "model")
+    if change:
+        change(tmp_path / "model")
+    code, printed, err = run_command(
+        *("evaluate", tmp_path / "model", "--data", tmp_path / "data", "--output-dir", tmp_path / "out")
+    )
+    (sentence,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 1 and printed == "" and message in sentence and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_in_memory_are_scored_anew(tmp_path, language_checkpoint):
