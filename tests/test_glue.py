@@ -163,6 +163,8 @@ def test_a_task_that_can_be_learned_is_learned(language_checkpoint, data, tmp_pa
     assert np.mean(right) == results["tasks"]["rte"]["value"]
     collated = json.loads((tree / "all_full_preds_and_fast_scores_causal.json").read_text())
     assert set(collated["glue"]) == {"rte", "mrpc"} and collated["glue"]["rte"] == made["rte"]
+    notes = " ".join(results["predictions"])
+    assert "blimp is missing" in notes and "7 of 7 subsets of glue have not the official number of items" in notes
 
     time = items_file(tmp_path / "a", "rte").stat().st_mtime_ns
     code, printed, _ = run_command(*command, "--output-dir", tmp_path / "a", "--overwrite")

@@ -78,6 +78,7 @@ def score_choices(
     batch_tokens: int = 4096,
     progress: bool = True,
     official: bool = False,
+    mean: bool = False,
     prepared: dict | None = None,
 ) -> list[np.ndarray]:
     """Log-probability of every option's completion, given its prefix, and its picture where it has one.
@@ -92,28 +93,14 @@ def score_choices(
         batch_tokens: see `sequence_scores`.
         progress: show a bar while scoring.
         official: see `make_requests`.
+        mean: the mean over the completion's tokens in place of their sum.
         prepared: an empty dict, which then keeps tokens and picture features; given again with the same items, it
             saves a model of the same tokenizer and tower (another checkpoint) their making.
 
     Returns:
         n float64 arrays (number of options,), nats.
     """
-    tokens = score_tokens(model, processor, items, features, batch_tokens, progress, official, prepared)
-    return [sums(of_item) for of_item in tokens]
-
-
-def score_tokens(
-    model: PreTrainedModel,
-    processor: ProcessorMixin | PreTrainedTokenizerBase,
-    items: Sequence[Item],
-    features: dict[Picture, torch.Tensor] | None,
-    batch_tokens: int,
-    progress: bool,
-    official: bool,
-    prepared: dict | None,
-) -> list[list[np.ndarray]]:
-    """Log-probability of every token of what `score_choices` scores: of n items, an array for each option."""
-    scores: list[list[np.ndarray]] = [[] for _ in items]
+    scores: list[np.ndarray] = [np.zeros(0)] * len(items)
     looks = takes_pictures(model)
     grounded = [i for i, item in enumerate(items) if looks and item.images]
     text_only = [i for i, item in enumerate(items) if not (looks and item.images)]
@@ -127,5 +114,6 @@ def score_tokens(
             prepared[kind] = make_requests(model, processor, texts, shown, official)
         per_token = iter(score_requests(model, *prepared[kind], batch_tokens, progress))
         for i in chosen:
-            scores[i] = list(islice(per_token, len(items[i].options)))
+            tokens = list(islice(per_token, len(items[i].options)))
+            scores[i] = sums(tokens) / ([max(1, len(one)) for one in tokens] if mean else 1)
     return scores

@@ -186,7 +186,7 @@ def evaluate_revisions(
         collated["aoa"] = surprisal_file(model, benchmarks.items[task], seeing, surprisals)
         _add_ages(curves, tasks[task], benchmarks.items[task], seeing, surprisals, sampling)
     if predictions:
-        _write_predictions(output_dir, model, tasks, benchmarks, results, collated)
+        curves["predictions"] += _write_predictions(output_dir, model, tasks, benchmarks, results, collated)
     curves["complete"] = not curves["failed"]
     plot_curves(curves, output_dir / "curves.png")
     _write_curves(output_dir, curves)
@@ -325,16 +325,16 @@ def _write_predictions(
     benchmarks: Benchmarks,
     results: dict[str, dict],
     collated: dict,
-) -> None:
-    """The official tree of every revision, and parts of the collated file; surprisals also where the script looks."""
+) -> list[str]:
+    """Write the official tree of every revision, and parts of the collated file; returns what the file lacks."""
     root = output_dir / "predictions"
     for name, result in results.items():
         done = {task: items for task, items in benchmarks.items.items() if task not in result["failed"]}
         write_tree(predictions_tree(root, model, name), tasks, done, output_dir / name)
-    write_collated(root, model, collated)
-    if "aoa" in collated:
+    if "aoa" in collated:  # also where the official collation looks for it
         place = predictions_tree(root, model, None) / "zero_shot" / "causal" / "AoA_word"
         write_whole(place / "surprisal.json", json.dumps(collated["aoa"]).encode())
+    return write_collated(root, model, collated)
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from .choices import Item, Picture, picture_features, score_choices, score_tokens, takes_pictures
+from .choices import Item, Picture, picture_features, score_choices, takes_pictures
 from .minimal_pairs import check_picture
 from .rows import csv_rows, number_field, text_field
 
@@ -117,13 +117,13 @@ def score(
     """
     if items[0].uid == CONCEPTS:
         return _representations(model, processor, items, features, batch_tokens)
-    options = (features, batch_tokens, progress, official, prepared)
-    if not official:
-        return score_choices(model, processor, items, *options)
-    prompts = [[("", OFFICIAL_PROMPT.format(text)) for _, text in item.options] for item in items]
-    asked = [replace(item, options=tuple(texts)) for item, texts in zip(items, prompts, strict=True)]
-    tokens = score_tokens(model, processor, asked, *options)
-    return [np.array([values.mean(dtype=np.float64) for values in of_item]) for of_item in tokens]
+    if official:
+        items = [
+            replace(item, options=tuple(("", OFFICIAL_PROMPT.format(text)) for _, text in item.options))
+            for item in items
+        ]
+    options = {"official": official, "mean": official, "prepared": prepared}
+    return score_choices(model, processor, items, features, batch_tokens, progress, **options)
 
 
 @torch.no_grad()

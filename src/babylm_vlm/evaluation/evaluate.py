@@ -32,7 +32,7 @@ from ..model import BabylmVlmConfig
 from .choices import Item, Picture, picture_features, takes_pictures
 from .minimal_pairs import MinimalPair
 from .output import check_results_folder, items_file, read_items, write_items, write_results
-from .predictions import check_sizes, predictions_tree, write_collated, write_tree
+from .predictions import predictions_tree, write_collated, write_tree
 from .tasks import Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
@@ -147,11 +147,12 @@ def read_benchmarks(tasks: dict[str, Path]) -> Benchmarks:
     read = Benchmarks()
     for task, path in tasks.items():
         try:
-            read.items[task] = task_of(path).read(path)
-            files = task_of(path).files(path)
-            read.data_sha256[task] = {file.name: sha256(file) for file in files}
+            items = task_of(path).read(path)
+            read.data_sha256[task] = {file.name: sha256(file) for file in task_of(path).files(path)}
         except (OSError, ValueError) as error:
             read.failed[task] = str(error)
+            continue
+        read.items[task] = items
     return read
 
 
@@ -198,7 +199,7 @@ def evaluate_model(
 
     Raises:
         FileExistsError: there are results already.
-        ValueError: every task failed; the first one's reason.
+        ValueError: every task failed; the reasons.
     """
     check_results_folder(output_dir, overwrite)
     sampling = Sampling(official or predictions, resamples, seed)
@@ -231,8 +232,7 @@ def evaluate_model(
         tree = predictions_tree(folder, str(name), revision)
         done = {task: items for task, items in benchmarks.items.items() if task not in results["failed"]}
         if made := write_tree(tree, tasks, done, output_dir):
-            write_collated(folder, str(name), made)
-            results["predictions"] = check_sizes(made)
+            results["predictions"] = write_collated(folder, str(name), made)
     write_results(results, output_dir, overwrite)
     return results
 
@@ -302,21 +302,18 @@ def checkpoint_source(folder: Path, commit: str | None) -> str | None:
     """One hash of all that a checkpoint folder's outputs depend on; of a model that is no folder here, its commit."""
     if not folder.is_dir():
         return commit
-    return _digest(
-        sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
-    )
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """One hash of the names and contents of files."""
-    lines = [f"{sha256(file)}  {file.name}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return _digest([(file.name, sha256(file)) for file in files])
 
 
 def _picture_digest(pictures: Sequence[Picture]) -> str:
     """One hash of the names and contents of pictures."""
-    lines = [f"{hashlib.sha256(picture.read_bytes()).hexdigest()}  {picture.name}" for picture in sorted(pictures)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return _digest([(picture.name, hashlib.sha256(picture.read_bytes()).hexdigest()) for picture in sorted(pictures)])
+
+
+def _digest(hashes: Sequence[tuple[str, str]]) -> str:
+    """One hash of names and the hashes of what they name."""
+    return hashlib.sha256("\n".join(f"{value}  {name}" for name, value in hashes).encode()).hexdigest()
 
 
 def kept_or_made(path: Path, measured: dict, make: Callable[[], list[Outcome]]) -> list[Outcome]:

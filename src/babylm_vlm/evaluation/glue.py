@@ -237,7 +237,7 @@ def finetune(
     Raises:
         FileExistsError: there are results already.
         FileNotFoundError: there is no such model.
-        ValueError: every task failed; the first one's reason.
+        ValueError: every task failed; the reasons.
     """
     check_results_folder(output_dir, overwrite)
     body, _ = load_model(model, revision, trust_remote_code, AutoModel)
@@ -265,7 +265,7 @@ def finetune(
         tree = predictions_tree(Path(output_dir, "predictions"), model, revision)
         for name, made in collated.items():
             write_whole(tree / "finetune" / name / "predictions.json", json.dumps({name: made}).encode())
-        write_collated(Path(output_dir, "predictions"), model, {"glue": collated})
+        results["predictions"] = write_collated(Path(output_dir, "predictions"), model, {"glue": collated})
     write_results(results, output_dir, overwrite)
     return results
 

@@ -103,26 +103,27 @@ def write_tree(
     return full
 
 
-def write_collated(output_dir: Path, model: str, made: dict) -> None:
+def write_collated(output_dir: Path, model: str, made: dict) -> list[str]:
     """Put parts into the collated file of a model; what other commands have put there stays.
 
     Args:
         made: by official name, such as `blimp`, `glue` or `fast_eval_results`.
+
+    Returns:
+        of `_check_sizes`, for the whole file.
     """
     path = Path(output_dir) / Path(model).stem / COLLATED
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_whole(path, json.dumps(before | made).encode())
+    return _check_sizes(before | made)
 
 
-def check_sizes(made: dict[str, dict]) -> list[str]:
-    """One sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
-
-    Args:
-        made: predictions on the full data by official task name.
-    """
-    wanted_tasks = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
-    notes = [f"{COLLATED}: {name} is missing." for name in wanted_tasks if name not in made]
-    for name, subsets in made.items():
+def _check_sizes(made: dict[str, dict]) -> list[str]:
+    """One sentence for each part that is missing or incomplete, for which the leaderboard would not take the file."""
+    wanted_parts = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
+    missing = [name for name in (*wanted_parts, "aoa", "fast_eval_results") if name not in made]
+    notes = [f"{COLLATED}: {name} is missing." for name in missing]
+    for name, subsets in ((name, subsets) for name, subsets in made.items() if name in SIZES):
         wanted = SIZES[name] if isinstance(SIZES[name], dict) else dict.fromkeys(subsets, SIZES[name])
         sizes = {subset.lower(): len(rows["predictions"]) for subset, rows in subsets.items()}
         wrong = [subset for subset in wanted if sizes.get(subset) != wanted[subset]]
