@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from pair_files import row, write_lines
 from PIL import Image
 from scipy.stats import pearsonr
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, Dinov2Model, LlamaForCausalLM
 
 from babylm_vlm.data import features as data_features
 from babylm_vlm.evaluation import aoa, choices, conditional_scores, curves, evaluate_model, find_tasks, load_model
+from babylm_vlm.evaluation.output import items_file, read_items
 
 NAMES = ["chck_1M", "chck_2M", "chck_10M"]
 WORDS = {"cat": "the red", "ball": "the dog sees a red", "tree": "the cat sat next to the", "home": "running"}
@@ -120,6 +121,13 @@ def test_branches_on_the_hub(hub_run, data, tmp_path):
     assert again == found and kept.stat().st_mtime_ns == time
 
 
+def test_checkpoints_whose_names_say_nothing_of_words(run, data, tmp_path):
+    (run / "chck_1M").rename(run / "first")
+    found = evaluate(run, data, tmp_path / "out", "first", predictions=True)
+    assert found["complete"] and found["revisions"] == [{"name": "first", "words": None}]
+    assert (tmp_path / "out" / "curves.png").is_file() and "age_of_acquisition" not in found
+
+
 def test_a_repository_that_is_not_there(run_command, data, tmp_path):
     code, _, err = run_command("evaluate", "user/nowhere", "--revisions", "all", "--data", data, "--output-dir", "out")
     assert code == 1 and err.startswith("Error: There is no checkpoint user/nowhere here or on the Hub")
@@ -181,6 +189,21 @@ def test_data_is_read_once(tmp_path, data, grounded_file, multimodal_checkpoint,
     other.save_pretrained(tmp_path / "run" / "chck_2M")
     found = evaluate(tmp_path / "run", data, tmp_path / "again")
     assert {name.partition(":")[0] for name in found["failed"]} == {"chck_2M"}  # its new token is not in the model
+
+
+def test_pictures_are_seen_again_by_another_tower(tmp_path, grounded_file, multimodal_checkpoint, tiny_tower):
+    shutil.copytree(multimodal_checkpoint, tmp_path / "run" / "chck_1M")
+    shutil.copytree(multimodal_checkpoint, tmp_path / "run" / "chck_2M")
+    tower = Dinov2Model.from_pretrained(tiny_tower)
+    for parameter in tower.parameters():
+        parameter.data *= 2
+    tower.save_pretrained(tmp_path / "run" / "chck_2M" / "vision_tower")
+    evaluate(tmp_path / "run", grounded_file.parent, tmp_path / "out")
+    model, processor = load_model(tmp_path / "run" / "chck_2M")
+    alone = tmp_path / "alone"
+    evaluate_model(model, processor, find_tasks(grounded_file.parent), alone, name="alone", progress=False)
+    found, expected = (read_items(items_file(folder, "grounded"))[1] for folder in (tmp_path / "out/chck_2M", alone))
+    assert found == expected != read_items(items_file(tmp_path / "out" / "chck_1M", "grounded"))[1]
 
 
 def test_a_run_that_was_cut_off_goes_on(run, data, tmp_path, monkeypatch):
@@ -252,7 +275,7 @@ def test_predictions_of_every_checkpoint(run, data, tmp_path):
         assert set(found["fast_eval_results"]["entity_tracking"][place]) == {"regular_0_ops", "regular_1_ops"}
         assert (folder / "wug_adj" / "wug_adj_nominalization" / "predictions.json").is_file()
         assert not (folder / "aoa").exists()
-    assert found["predictions"] == [
+    assert found["predictions"][:1] == [
         "The leaderboard takes 19 checkpoints to chck_100M; 16 are missing, such as chck_3M."
     ]
 
@@ -274,10 +297,13 @@ def test_predictions_of_every_checkpoint(run, data, tmp_path):
 
 def test_what_other_commands_have_collated_stays(run, data, tmp_path):
     file = tmp_path / "out" / "predictions" / "run" / "all_full_preds_and_fast_scores_causal.json"
-    write_lines(file, [{"glue": {"rte": {}}, "fast_eval_results": "old"}])
+    write_lines(file, [{"glue": {"rte": {"predictions": []}}, "fast_eval_results": "old"}])
     found = evaluate(run, data, tmp_path / "out", predictions=True)
     collated = json.loads(file.read_text())
-    assert collated["glue"] == {"rte": {}} and collated["fast_eval_results"] == found["fast_eval_results"]
+    assert (
+        collated["glue"] == {"rte": {"predictions": []}}
+        and collated["fast_eval_results"] == found["fast_eval_results"]
+    )
 
 
 # --- ages of acquisition ---------------------------------------------------------------------------------------------
@@ -343,6 +369,7 @@ def test_without_children_s_data_the_surprisals_are_kept(run, data, tmp_path):
         ("{", "not valid JSON"),
         ('{"cat": [{"text": "the"}]}', "a context of the word cat must be an object with the text `context`"),
         ("", "is empty"),
+        ('{"a": [{"context": "the"}], "cat": []}', "holds no context of a word"),
     ],
 )
 def test_wrong_contexts_are_named(text, message, tmp_path):

@@ -6,6 +6,7 @@ Run: pytest tests/test_evaluation.py
 import copy
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pair_files import SENTENCES, row, write_lines
 from rich.console import Console
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from babylm_vlm.evaluation import (
     accuracy,
@@ -26,7 +28,8 @@ from babylm_vlm.evaluation import (
     score_pairs,
     sequence_scores,
 )
-from babylm_vlm.evaluation.output import items_file, read_items
+from babylm_vlm.evaluation.output import items_file, read_items, write_items
+from babylm_vlm.evaluation.tasks import Outcome
 
 
 def test_find_tasks(tmp_path):
@@ -156,6 +159,69 @@ def test_failures_are_printed(tmp_path, tiny_language, tiny_tokenizer):
     assert results["tasks"]["grammar"]["value"] == 0.0
     official = evaluate_model(tiny_language, tiny_tokenizer, tasks, tmp_path / "o", name="broken", official=True)
     assert official["tasks"]["grammar"]["value"] == 1.0  # as the official pipeline has it
+
+
+def test_impossible_texts_are_kept_as_they_are(tmp_path):
+    """An official choice needs to tell what is impossible from what has failed."""
+    outcomes = [Outcome("u", "0", (-math.inf, -1.0), {"ratio": math.nan}), Outcome("u", "1", (math.nan, math.inf), {})]
+    write_items(tmp_path / "x.jsonl.gz", {"task": "x"}, outcomes)
+    measured, again = read_items(tmp_path / "x.jsonl.gz")
+    assert measured == {"task": "x"} and repr(again) == repr(outcomes)
+
+
+def remove_bos(checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(checkpoint)
+
+
+def without_offsets(checkpoint):
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    ByT5Tokenizer(bos_token="</s>").save_pretrained(checkpoint)
+
+
+EWOK = {"Context1": "a", "Target1": "b", "Target2": "c", "Domain": "social"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "change", "message"),
+    [
+        (None, None, "data does not exist"),
+        ([], None, "social.jsonl is empty"),
+        ([EWOK, {"Context1": "a"}], None, "social.jsonl:2: the field Target1 is missing"),
+        ([EWOK], remove_bos, "the tokenizer has no BOS token"),
+        ([EWOK], without_offsets, "the tokenizer cannot say which characters a token stands for"),
+    ],
+)
+def test_wrong_input_is_one_sentence(lines, change, message, tmp_path, language_checkpoint, run_command):
+    """And nothing is left behind."""
+    if lines is not None:
+        write_lines(tmp_path / "data" / "ewok_filtered" / "social.jsonl", lines)
+    shutil.copytree(language_checkpoint, tmp_path / "model")
+    if change:
+        change(tmp_path / "model")
+    code, printed, err = run_command(
+        *("evaluate", tmp_path / "model", "--data", tmp_path / "data", "--output-dir", tmp_path / "out")
+    )
+    (sentence,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 1 and printed == "" and message in sentence and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_in_memory_are_scored_anew(tmp_path, language_checkpoint):
+    """Also those that were made of a model from the Hub, whose commit says nothing of them."""
+    write_lines(tmp_path / "data" / "grammar" / "pairs.jsonl", [row()])
+    model, processor = load_model(language_checkpoint)
+    model.config._commit_hash = "c" * 40
+    found = []
+    for weight in (1, 0.5):
+        model.model.norm.weight.data *= weight
+        evaluate_model(
+            model, processor, find_tasks(tmp_path / "data"), tmp_path / "out", name="merged", overwrite=True
+        )
+        found.append(read_items(items_file(tmp_path / "out", "grammar"))[1])
+    assert found[0] != found[1]
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------

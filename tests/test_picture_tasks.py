@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -20,6 +21,7 @@ from scipy.io import savemat
 from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
+from babylm_vlm.data import pictures
 from babylm_vlm.evaluation import compare_results, devbench, evaluate_model, find_tasks, load_model, vqa, winoground
 from babylm_vlm.evaluation.output import items_file, read_items
 from babylm_vlm.evaluation.statistics import accuracy
@@ -244,6 +246,24 @@ def test_pictures_that_cannot_be_had(multimodal_checkpoint, full_eval, tmp_path,
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["failed"]) == ["gram-trog", "vqa_filtered", "winoground_filtered"]
     assert "sem-things" in results["tasks"] and "lex-viz_vocab" in results["tasks"]
+
+
+def test_gated_pictures_without_login(multimodal_checkpoint, full_eval, tmp_path, run_command, monkeypatch):
+    """The Hub's answer comes with what to do about it, in one sentence; texts and other pictures are scored."""
+    (full_eval / "winoground_filtered" / "images").rename(tmp_path / "elsewhere")
+    answer = "Dataset 'facebook/winoground' is a gated dataset on the Hub. You must be authenticated to access it."
+
+    def load(source, split):
+        raise DatasetNotFoundError(answer)
+
+    monkeypatch.setattr(pictures, "load_dataset", load)
+    for cached in (pictures._encoded, pictures._load):
+        cached.cache_clear()
+    options = ("--tasks", "winoground,gram-trog", "--output-dir", tmp_path / "out")
+    code, _, errors = run_command("evaluate", multimodal_checkpoint, "--data", full_eval, *options)
+    (sentence,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
+    assert code == 1 and answer.rstrip(".") in sentence and "log in with `hf auth login`" in sentence
+    assert "gram-trog" in json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
 
 
 def test_tasks_that_are_not_there_can_be_had(full_eval):

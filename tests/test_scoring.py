@@ -214,10 +214,19 @@ pictured = st.tuples(st.sampled_from(["", "the cat", "the girl"]), st.sampled_fr
 
 
 @settings(max_examples=10)
-@given(st.lists(st.tuples(pictured, st.integers(0, 2)), min_size=1, max_size=10), st.integers(1, 60), st.randoms())
-def test_scores_after_pictures_depend_on_nothing_but_text_and_picture(eyes, chosen, batch_tokens, random):
-    """Not on order, batch size, packing or what else is scored."""
+@given(
+    st.lists(st.tuples(pictured, st.integers(0, 2)), min_size=1, max_size=10),
+    st.integers(1, 60),
+    st.booleans(),
+    st.sampled_from(["left", "right"]),
+    st.randoms(),
+)
+def test_scores_after_pictures_depend_on_nothing_but_text_and_picture(
+    eyes, chosen, batch_tokens, packed, side, random
+):
+    """Not on order, batch size, packing, the tokenizer's padding side or what else is scored; nor do choices."""
     model, processor, features = eyes
+    processor.tokenizer.padding_side = side
 
     def score(rows, size):
         texts, numbers = zip(*rows, strict=True)
@@ -227,7 +236,12 @@ def test_scores_after_pictures_depend_on_nothing_but_text_and_picture(eyes, chos
 
     expected = {row: score([row], 4096)[0] for row in set(chosen)}
     random.shuffle(chosen)
-    np.testing.assert_allclose(score(chosen, batch_tokens), [expected[row] for row in chosen], atol=1e-4, rtol=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "packing_agrees", lambda *_: packed)
+        found = score(chosen, batch_tokens)
+    alone = [expected[row] for row in chosen]
+    np.testing.assert_allclose(found, alone, atol=1e-4, rtol=0)
+    assert np.argmax(found) == np.argmax(alone)
 
 
 @pytest.mark.parametrize(("name", "packs"), [("llama", True), ("gpt2", True), ("bloom", False), ("mamba", False)])
@@ -254,6 +268,11 @@ def test_a_model_that_scales_its_logits_is_not_packed(models, monkeypatch):
     monkeypatch.setattr(model, "forward", scaled)
     assert not packing_agrees(model, chosen, ())
     np.testing.assert_allclose(score_requests(model, chosen)[0], naive(model, chosen[0]), atol=1e-4, rtol=0)
+
+
+def test_a_text_longer_than_the_table_of_positions_is_named(models):
+    with pytest.raises(ValueError, match="a text has 200 tokens, but the model has positions for 128 only"):
+        score_requests(models["gpt2"], [Request((BOS, *[4] * 200), (200,)), Request((BOS, 4), (1,))])
 
 
 # --- completions -----------------------------------------------------------------------------------------------------

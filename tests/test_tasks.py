@@ -145,9 +145,10 @@ def test_reading_data(reading_file):
     reading_file.write_text(text.replace("RTgopast", "gopast"))
     with pytest.raises(ValueError, match=r"reading_data\.csv:2: the field RTgopast is missing"):
         reading.read(reading_file)
-    reading_file.write_text("")
-    with pytest.raises(ValueError, match="is empty"):
-        reading.read(reading_file)
+    for content, message in ((text.partition("\n")[0], "has a header and no row below it"), ("", "is empty")):
+        reading_file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            reading.read(reading_file)
 
 
 def test_surprisals_are_those_of_the_word_in_its_context(tiny_language, tiny_tokenizer, reading_file):

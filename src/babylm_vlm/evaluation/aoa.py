@@ -17,7 +17,6 @@ A word without a crossing inside the observed range has no age. The score is Pea
 that have both; the model's age is on the log10 scale. The interval is a bootstrap over words.
 """
 
-import csv
 import json
 import math
 import warnings
@@ -31,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from .choices import Item
 from .engine import score_requests
-from .rows import data_files, number_field, numbered_lines
+from .rows import csv_rows, data_files, number_field, numbered_lines
 from .scoring import make_requests, sums
 from .statistics import interval
 
@@ -62,6 +61,8 @@ def read(path: Path) -> list[Item]:
         for word, contexts in words.items():
             if len(word) > 1:
                 items += [Item(word, word, ((_context(entry, word, file), word),)) for entry in contexts]
+    if not items:
+        raise ValueError(f"{path} holds no context of a word.")
     return items
 
 
@@ -114,8 +115,7 @@ def read_children(file: Path) -> dict[str, float | None]:
         FileNotFoundError, ValueError: the file is missing, or a column is missing or malformed; with `file:line`.
     """
     ages = {}
-    for number, row in enumerate(csv.DictReader(line for _, line in numbered_lines(file)), start=2):
-        where = f"{file}:{number}"
+    for where, row in csv_rows(file):
         if row.get("word") is None or not set(MONTHS) & set(row):
             raise ValueError(f"{where}: the column word, or every month from 16 to 30, is missing.")
         known = {name: "nan" if row[name] in ("", "NA", None) else row[name] for name in MONTHS if name in row}
@@ -153,7 +153,7 @@ def model_age(words_seen: np.ndarray, surprisals: np.ndarray) -> float | None:
     threshold = -CHANCE_SURPRISAL + 0.5 * (CHANCE_SURPRISAL + values.max())
     x = np.log10(words_seen + 1)
     age = _crossing(x, values, threshold, [np.ptp(values), 1, x.mean(), values.min()])
-    return age if age is not None and words_seen[0] <= 10**age - 1 <= words_seen[-1] else None
+    return age if age is not None and x[0] <= age <= x[-1] else None
 
 
 def _crossing(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,8 @@ def score_choices(
             texts = [option for i in chosen for option in items[i].options]
             shown = [features[image] for i in chosen for image in items[i].images] if kind == "grounded" else None
             prepared[kind] = make_requests(model, processor, texts, shown, official)
-        per_token = score_requests(model, *prepared[kind], batch_tokens, progress)
-        totals = sums(per_token)
-        if mean:
-            totals /= [max(1, len(tokens)) for tokens in per_token]
-        ends = np.cumsum([len(items[i].options) for i in chosen])
-        for i, part in zip(chosen, np.split(totals, ends[:-1]), strict=bool(chosen)):
-            scores[i] = part
+        per_token = iter(score_requests(model, *prepared[kind], batch_tokens, progress))
+        for i in chosen:
+            tokens = list(islice(per_token, len(items[i].options)))
+            scores[i] = sums(tokens) / ([max(1, len(one)) for one in tokens] if mean else 1)
     return scores

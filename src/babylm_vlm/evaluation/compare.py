@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from .evaluate import SCHEMA_VERSION
 from .output import RESULTS_FILE, items_file, read_items
 from .tasks import COMPARE, Sampling
 
@@ -56,7 +57,11 @@ def _read(file: Path) -> dict:
         results = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(results, dict) or results.get("schema_version") != 2 or "data_sha256" not in results:
+    if (
+        not isinstance(results, dict)
+        or results.get("schema_version") != SCHEMA_VERSION
+        or "data_sha256" not in results
+    ):
         raise ValueError(
             f"{file} holds no results of `babylm-vlm evaluate`, or those of another version; evaluate again."
         )

@@ -10,7 +10,6 @@ predictions/             if asked for: the official tree of every revision, and 
 `curves.json` is written anew after every checkpoint: a run that was cut off goes on from there with the same command.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -26,15 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..files import named_source
 from . import aoa
-from .choices import takes_pictures
-from .evaluate import Benchmarks, checkpoint_source, evaluate_model, load_model, read_benchmarks
+from .choices import Item
+from .evaluate import Benchmarks, check_any_done, evaluate_model, load_model, read_benchmarks
 from .output import RESULTS_FILE, SHOWN, items_file, read_items, write_whole
-from .predictions import official_predictions, predictions_tree, write_collated, write_predictions
-from .tasks import AOA, FOLDERS, READING, WUG_ADJ, WUG_PAST, task_of
+from .predictions import predictions_tree, write_collated, write_tree
+from .tasks import AOA, FOLDERS, READING, WUG_ADJ, WUG_PAST, Sampling, task_of
 
 SCHEMA_VERSION = 1
 CURVES_FILE = "curves.json"
@@ -161,59 +159,34 @@ def evaluate_revisions(
         ValueError: no task could be read, or no checkpoint measured; the reasons.
     """
     check_curves_folder(output_dir, revisions, overwrite)
-    output_dir, official = Path(output_dir), official or predictions
+    output_dir, sampling = Path(output_dir), Sampling(official or predictions, resamples, seed)
     benchmarks = read_benchmarks(tasks)
-    if not benchmarks.items:
-        raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in benchmarks.failed.items()))
-    options = {"official": official, "batch_tokens": batch_tokens, "resamples": resamples, "seed": seed}
+    check_any_done(benchmarks.items, benchmarks.failed)
+    options = {"official": sampling.official, "batch_tokens": batch_tokens, "resamples": resamples, "seed": seed}
+    options |= {"overwrite": True, "progress": progress, "benchmarks": benchmarks}
     results: dict[str, dict] = {}
     failed = dict(benchmarks.failed)
-    inputs = None
     for revision in tqdm(revisions, desc="checkpoints", disable=not progress):
+        folder, names = output_dir / revision.name, {"name": revision.model, "revision": revision.branch}
         try:
             loaded, processor = load_model(revision.model, revision.branch, trust_remote_code)
-            before, inputs = inputs, _inputs_hash(loaded, processor)
-            if inputs is None or inputs != before:
-                benchmarks.prepared.clear()
-            results[revision.name] = evaluate_model(
-                loaded,
-                processor,
-                tasks,
-                output_dir / revision.name,
-                name=revision.model,
-                revision=revision.branch,
-                overwrite=True,
-                progress=progress,
-                benchmarks=benchmarks,
-                **options,
-            )
+            results[revision.name] = evaluate_model(loaded, processor, tasks, folder, **names, **options)
         except (OSError, ValueError, SafetensorError) as error:
             failed[revision.name] = str(error)
             continue
-        if predictions:
-            _write_predictions(output_dir, model, revision, tasks, benchmarks)
-        _write_curves(output_dir, _collect(model, revisions, results, failed, official))
-    if not results:
-        raise ValueError(" ".join(f"{name}: {sentence}" for name, sentence in failed.items()))
-    curves, collated = _collect(model, revisions, results, failed, official), {}
-    if official:
+        _write_curves(output_dir, _collect(model, revisions, results, failed, sampling))
+    check_any_done(results, failed)
+    curves, collated = _collect(model, revisions, results, failed, sampling), {}
+    if sampling.official:
         curves["fast_eval_results"], curves["predictions"] = fast_eval_results(results, tasks)
         collated["fast_eval_results"] = curves["fast_eval_results"]
     for task in (task for task in benchmarks.items if task_of(tasks[task]) is AOA and task in curves["tasks"]):
-        seeing = [rev for rev in revisions if rev.words is not None and task in _measured(results, rev)]
-        kept = [read_items(items_file(output_dir / revision.name, task))[1] for revision in seeing]
-        surprisals = np.array([[outcome.scores[0] for outcome in outcomes] for outcomes in kept])
+        seeing = [one for one in revisions if one.words is not None and task in _measured(results, one)]
+        surprisals = _surprisals(output_dir, task, seeing)
         collated["aoa"] = surprisal_file(model, benchmarks.items[task], seeing, surprisals)
-        try:
-            children = aoa.read_children(aoa.find_human_file(tasks[task]))
-        except (OSError, ValueError) as error:
-            curves["failed"]["age of acquisition"] = str(error)
-            continue
-        words, seen = [item.uid for item in benchmarks.items[task]], [revision.words for revision in seeing]
-        if seen:
-            curves["age_of_acquisition"] = aoa.acquisition(words, surprisals, seen, children, resamples, seed)
+        _add_ages(curves, tasks[task], benchmarks.items[task], seeing, surprisals, sampling)
     if predictions:
-        _write_collated(output_dir / "predictions", model, collated)
+        curves["predictions"] += _write_predictions(output_dir, model, tasks, benchmarks, results, collated)
     curves["complete"] = not curves["failed"]
     plot_curves(curves, output_dir / "curves.png")
     _write_curves(output_dir, curves)
@@ -225,21 +198,35 @@ def _measured(results: dict[str, dict], revision: Revision) -> dict[str, dict]:
     return results[revision.name]["tasks"] if revision.name in results else {}
 
 
-def _inputs_hash(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> str | None:
-    """What tokens and picture features depend on, as a hash; None where it is not known."""
-    tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-    if not tokenizer.is_fast:
-        return None
-    parts = [model.config.model_type, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
-    if takes_pictures(model):
-        tower = model.model.local_tower()
-        parts += [value for name, value in sorted(model.config.to_dict().items()) if name.startswith("vision_")]
-        parts.append(tower and checkpoint_source(tower, None))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _surprisals(output_dir: Path, task: str, revisions: Sequence[Revision]) -> np.ndarray:
+    """Surprisals (R, n) of children's words at every revision, as its evaluation has left them."""
+    kept = [read_items(items_file(output_dir / revision.name, task))[1] for revision in revisions]
+    return np.array([[outcome.scores[0] for outcome in outcomes] for outcomes in kept])
+
+
+def _add_ages(
+    curves: dict,
+    path: Path,
+    items: Sequence[Item],
+    revisions: Sequence[Revision],
+    surprisals: np.ndarray,
+    sampling: Sampling,
+) -> None:
+    """Put the correlation of ages of acquisition into the curves, or why there is none."""
+    try:
+        children = aoa.read_children(aoa.find_human_file(path))
+    except (OSError, ValueError) as error:
+        curves["failed"]["age of acquisition"] = str(error)
+        return
+    words, seen = [item.uid for item in items], [revision.words for revision in revisions]
+    if seen:
+        curves["age_of_acquisition"] = aoa.acquisition(
+            words, surprisals, seen, children, sampling.resamples, sampling.seed
+        )
 
 
 def _collect(
-    model: str, revisions: Sequence[Revision], results: dict[str, dict], failed: dict[str, str], official: bool
+    model: str, revisions: Sequence[Revision], results: dict[str, dict], failed: dict[str, str], sampling: Sampling
 ) -> dict:
     """`curves.json` of the revisions that are done; a number that a revision lacks is None."""
     done = [revision for revision in revisions if revision.name in results]
@@ -259,7 +246,7 @@ def _collect(
     return {
         "schema_version": SCHEMA_VERSION,
         "model": model,
-        "official": official,
+        "official": sampling.official,
         "complete": False,
         "revisions": [{"name": revision.name, "words": revision.words} for revision in done],
         "tasks": rows,
@@ -274,9 +261,7 @@ def _write_curves(output_dir: Path, curves: dict) -> None:
 # --- what the leaderboard takes --------------------------------------------------------------------------------------
 
 
-def surprisal_file(
-    model: str, items: Sequence[aoa.Item], revisions: Sequence[Revision], surprisals: np.ndarray
-) -> dict:
+def surprisal_file(model: str, items: Sequence[Item], revisions: Sequence[Revision], surprisals: np.ndarray) -> dict:
     """Surprisals (R, n) as the official pipeline's `surprisal.json` has them; its collation takes that file."""
     rows = []
     for revision, values in zip(revisions, surprisals.tolist(), strict=True):
@@ -334,23 +319,22 @@ def _revision_notes(names: Sequence[str]) -> list[str]:
 
 
 def _write_predictions(
-    output_dir: Path, model: str, revision: Revision, tasks: dict[str, Path], benchmarks: Benchmarks
-) -> None:
-    """The official tree of one revision."""
-    tree = predictions_tree(output_dir / "predictions", model, revision.name)
-    for task, items in benchmarks.items.items():
-        kind, file = task_of(tasks[task]), items_file(output_dir / revision.name, task)
-        if tasks[task].resolve().name in FOLDERS and kind is not AOA and file.is_file():
-            made = official_predictions(kind, items, read_items(file)[1])
-            write_predictions(tree, kind, task, made)
-
-
-def _write_collated(output_dir: Path, model: str, made: dict) -> None:
-    """Parts of the collated file; surprisals also where the official script looks for them."""
-    write_collated(output_dir, model, made)
-    if "aoa" in made:
-        place = predictions_tree(output_dir, model, None) / "zero_shot" / "causal" / "AoA_word"
-        write_whole(place / "surprisal.json", json.dumps(made["aoa"]).encode())
+    output_dir: Path,
+    model: str,
+    tasks: dict[str, Path],
+    benchmarks: Benchmarks,
+    results: dict[str, dict],
+    collated: dict,
+) -> list[str]:
+    """Write the official tree of every revision, and parts of the collated file; returns what the file lacks."""
+    root = output_dir / "predictions"
+    for name, result in results.items():
+        done = {task: items for task, items in benchmarks.items.items() if task not in result["failed"]}
+        write_tree(predictions_tree(root, model, name), tasks, done, output_dir / name)
+    if "aoa" in collated:  # also where the official collation looks for it
+        place = predictions_tree(root, model, None) / "zero_shot" / "causal" / "AoA_word"
+        write_whole(place / "surprisal.json", json.dumps(collated["aoa"]).encode())
+    return write_collated(root, model, collated)
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
@@ -374,12 +358,12 @@ def plot_curves(curves: dict, path: Path) -> None:
         shown, factor, _ = SHOWN[curve["metric"]]
         here = [i for i in drawn if curve["value"][i] is not None]
         words = [curves["revisions"][i]["words"] for i in here]
-        low, high = factor * np.array([curve["interval"][i] for i in here]).T
+        low, high = factor * np.array([curve["interval"][i] for i in here]).reshape(-1, 2).T
         axes.plot(words, [factor * curve["value"][i] for i in here], color="#1b6ca8", marker="o", markersize=3)
         axes.fill_between(words, low, high, color="#1b6ca8", alpha=0.18, linewidth=0)
         if curve["chance"] is not None:
             axes.axhline(factor * curve["chance"], color="0.4", linestyle=":", linewidth=1.2)
-        axes.set_xscale("log")
+        axes.set_xscale("log" if here else "linear")
         axes.set_title(task, fontsize=10)
         axes.set_ylabel(shown)
         axes.set_xlabel("words seen")

@@ -122,7 +122,8 @@ def score(
             replace(item, options=tuple(("", OFFICIAL_PROMPT.format(text)) for _, text in item.options))
             for item in items
         ]
-    return score_choices(model, processor, items, features, batch_tokens, progress, official, official, prepared)
+    options = {"official": official, "mean": official, "prepared": prepared}
+    return score_choices(model, processor, items, features, batch_tokens, progress, **options)
 
 
 @torch.no_grad()

@@ -86,6 +86,9 @@ def score_requests(
 
     Returns:
         for each request a float32 array (number of scored tokens,), nats; non-finite values are returned as they are.
+
+    Raises:
+        ValueError: a sequence is longer than the model's table of positions.
     """
     unique = list(dict.fromkeys(request for request in requests if request.scored))
     scores: dict[Request, np.ndarray] = {}
@@ -100,6 +103,12 @@ def score_requests(
                 for i, values in zip(batch.requests, _score_batch(model, unique, batch, pictures), strict=True):
                     scores[unique[i]] = values
                 bar.update(len(batch.requests))
+    except IndexError as error:
+        longest = max(len(request.read) for request in unique)
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", longest)
+        if longest <= room:
+            raise
+        raise ValueError(f"a text has {longest} tokens, but the model has positions for {room} only.") from error
     finally:
         model.train(was_training)
     nothing = np.zeros(0, dtype=np.float32)

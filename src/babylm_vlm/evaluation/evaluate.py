@@ -9,8 +9,9 @@ model, data, rule and versions come back: a run that was cut off, or in which a 
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from ..model import BabylmVlmConfig
 from .choices import Item, Picture, picture_features, takes_pictures
 from .minimal_pairs import MinimalPair
 from .output import check_results_folder, items_file, read_items, write_items, write_results
-from .predictions import check_sizes, official_predictions, predictions_tree, write_collated, write_predictions
-from .tasks import AOA, FOLDERS, Outcome, Sampling, Task, task_of
+from .predictions import predictions_tree, write_collated, write_tree
+from .tasks import Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
 PACKAGES = ("babylm-vlm", "torch", "transformers")
@@ -106,6 +107,7 @@ class Benchmarks:
         failed: why a task could not be read.
         prepared: by task, what its `score` keeps between models of the same tokenizer and tower.
         features: pooled features of the pictures of all tasks.
+        inputs: hash of the tokenizer, tower and rule that `prepared` and `features` are of.
     """
 
     items: dict[str, list[Item] | list[MinimalPair]] = field(default_factory=dict)
@@ -113,6 +115,31 @@ class Benchmarks:
     failed: dict[str, str] = field(default_factory=dict)
     prepared: dict[str, dict] = field(default_factory=dict)
     features: dict[Picture, torch.Tensor] = field(default_factory=dict)
+    inputs: str | None = None
+
+    def keep_for(
+        self, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, official: bool
+    ) -> None:
+        """Forget what was prepared for a model of another tokenizer or tower, or by the other rule."""
+        before, self.inputs = self.inputs, _inputs_hash(model, processor, official)
+        if self.inputs is None or self.inputs != before:
+            self.prepared.clear()
+            self.features.clear()
+
+
+def _inputs_hash(
+    model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, official: bool
+) -> str | None:
+    """What tokens and picture features depend on, as a hash; None where it is not known."""
+    tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+    if not tokenizer.is_fast:
+        return None
+    parts = [official, model.config.model_type, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
+    if takes_pictures(model):
+        tower = model.model.local_tower()
+        parts += [value for name, value in sorted(model.config.to_dict().items()) if name.startswith("vision_")]
+        parts.append(tower and checkpoint_source(tower, None))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def read_benchmarks(tasks: dict[str, Path]) -> Benchmarks:
@@ -120,11 +147,12 @@ def read_benchmarks(tasks: dict[str, Path]) -> Benchmarks:
     read = Benchmarks()
     for task, path in tasks.items():
         try:
-            read.items[task] = task_of(path).read(path)
-            files = task_of(path).files(path)
-            read.data_sha256[task] = {file.name: sha256(file) for file in files}
+            items = task_of(path).read(path)
+            read.data_sha256[task] = {file.name: sha256(file) for file in task_of(path).files(path)}
         except (OSError, ValueError) as error:
             read.failed[task] = str(error)
+            continue
+        read.items[task] = items
     return read
 
 
@@ -154,8 +182,8 @@ def evaluate_model(
         processor: a tokenizer, or for a multimodal model its processor.
         tasks: data folder or file of every task, as `find_tasks` gives them.
         output_dir: folder to write.
-        name: checkpoint folder or Hub id that the weights are from. For weights that exist in memory only, any other
-            name; their scores are never taken up again.
+        name: checkpoint folder or Hub id that the model was loaded from. For weights that exist in memory only, any
+            other name; their scores are never taken up again.
         revision: of the model on the Hub.
         official: score, and count ties and failures, as the official pipeline does.
         predictions: also write the official predictions tree and the collated file; implies `official`.
@@ -171,56 +199,40 @@ def evaluate_model(
 
     Raises:
         FileExistsError: there are results already.
-        ValueError: every task failed; the first one's reason.
+        ValueError: every task failed; the reasons.
     """
     check_results_folder(output_dir, overwrite)
     sampling = Sampling(official or predictions, resamples, seed)
     keeping = benchmarks is not None
     benchmarks = benchmarks or read_benchmarks(tasks)
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "model": model_facts(model, Path(name), revision),
-        "official": sampling.official,
-        "tasks": {},
-        "failed": dict(benchmarks.failed),
-        "predictions": [],
-        "data_sha256": benchmarks.data_sha256,
-        "bootstrap": {"resamples": resamples, "seed": seed},
-        "versions": package_versions(),
-    }
-    collated: dict[str, dict] = {}
+    if keeping:
+        benchmarks.keep_for(model, processor, sampling.official)
+    results = new_results(model, name, revision, sampling)
+    results |= {"failed": dict(benchmarks.failed), "data_sha256": benchmarks.data_sha256}
+    source = checkpoint_source(Path(name), results["model"]["commit"])
+    options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
     for task, items in benchmarks.items.items():
-        kind, path = task_of(tasks[task]), items_file(output_dir, task)
+        kind = task_of(tasks[task])
         pictures = list(dict.fromkeys(image for item in items for image in item.images))
-        pictures_used = takes_pictures(model) and bool(pictures)
+        used = pictures if takes_pictures(model) else []
+        options["prepared"] = benchmarks.prepared.setdefault(task, {}) if keeping else {}
+        score = partial(_score, kind, model, processor, items, benchmarks.features if used else None, **options)
         try:
-            measured = _measurement(results, name, task, kind.name, pictures if pictures_used else [])
-            outcomes = kept_outcomes(path, measured)
-            if outcomes is None:
-                options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
-                options |= {"prepared": benchmarks.prepared.setdefault(task, {})} if keeping else {}
-                if pictures_used:
-                    benchmarks.features = picture_features(model, processor, items, benchmarks.features)
-                    options["features"] = benchmarks.features
-                outcomes = _score(kind, model, processor, items, **options)
-                write_items(path, measured, outcomes)
+            measured = measurement(results, task, kind.name, source)
+            measured["pictures_sha256"] = _picture_digest(used) if used else None
+            outcomes = kept_or_made(items_file(output_dir, task), measured, score)
             rows = kind.measure(task, outcomes, sampling)
         except (OSError, ValueError) as error:
             results["failed"][task] = str(error)
             continue
-        shown = {"pictures": len(pictures), "pictures_used": pictures_used}
-        results["tasks"] |= {key: {**row, **shown} for key, row in rows.items()}
-        if predictions and kind is not AOA and tasks[task].resolve().name in FOLDERS:
-            made = official_predictions(kind, items, outcomes)
-            tree = predictions_tree(Path(output_dir, "predictions"), str(name), revision)
-            write_predictions(tree, kind, task, made)
-            if not task.endswith("_fast"):
-                collated.setdefault(kind.name, {}).update(made)
-    if not results["tasks"]:
-        raise ValueError(" ".join(f"{task}: {sentence}" for task, sentence in results["failed"].items()))
-    if collated:
-        write_collated(Path(output_dir, "predictions"), str(name), collated)
-        results["predictions"] = check_sizes(collated)
+        add_rows(results, rows, len(pictures), bool(used))
+    check_any_done(results["tasks"], results["failed"])
+    if predictions:
+        folder = Path(output_dir, "predictions")
+        tree = predictions_tree(folder, str(name), revision)
+        done = {task: items for task, items in benchmarks.items.items() if task not in results["failed"]}
+        if made := write_tree(tree, tasks, done, output_dir):
+            results["predictions"] = write_collated(folder, str(name), made)
     write_results(results, output_dir, overwrite)
     return results
 
@@ -230,72 +242,86 @@ def _score(
     model: PreTrainedModel,
     processor: ProcessorMixin | PreTrainedTokenizerBase,
     items: Sequence[Item] | Sequence[MinimalPair],
+    features: dict[Picture, torch.Tensor] | None,
     **options,
 ) -> list[Outcome]:
-    """Score the items of a task; `options` are those of the task's `score`."""
+    """Score the items of a task.
+
+    Args:
+        features: of pictures, which gain those of the items; None if none are looked at.
+        options: of the task's `score`.
+    """
+    if features is not None:
+        features |= picture_features(model, processor, items, features)
+        options["features"] = features
     scores = kind.score(model, processor, items, **options)
     return [
-        Outcome(item.uid, item.pair, tuple(row.tolist()), _facts(item))
+        Outcome(item.uid, item.pair, tuple(row.tolist()), item.facts if isinstance(item, Item) else {})
         for item, row in zip(items, scores, strict=True)
     ]
 
 
-def _facts(item: Item | MinimalPair) -> dict[str, float]:
-    return item.facts if isinstance(item, Item) else {}
-
-
-def model_facts(model: PreTrainedModel, folder: Path, revision: str | None) -> dict:
-    """What `results.json` says of a model: its name, and what tells its weights from others."""
+def new_results(model: PreTrainedModel, name: str | Path, revision: str | None, sampling: Sampling) -> dict:
+    """`results.json` before the first task: which weights, by which rule, with which software."""
+    weights = {file.name: sha256(file) for file in _weight_files(Path(name))}
+    loaded_as_it_is = model.config.name_or_path == str(name)
+    commit = getattr(model.config, "_commit_hash", None) if loaded_as_it_is else None
     return {
-        "name": str(folder),
-        "revision": revision,
-        "commit": getattr(model.config, "_commit_hash", None),  # only configurations from the Hub have it
-        "weights_sha256": {file.name: sha256(file) for file in _weight_files(folder)},
+        "schema_version": SCHEMA_VERSION,
+        "model": {"name": str(name), "revision": revision, "commit": commit, "weights_sha256": weights},
+        "official": sampling.official,
+        "tasks": {},
+        "failed": {},
+        "predictions": [],
+        "data_sha256": {},
+        "bootstrap": {"resamples": sampling.resamples, "seed": sampling.seed},
+        "versions": {package: version(package) for package in PACKAGES},
     }
 
 
-def _measurement(results: dict, name: str | Path, task: str, kind: str, pictures: Sequence[Picture]) -> dict:
-    """All that the scores of a task depend on; in `source`, None if that is not known."""
-    return {
-        "task": kind,
-        "model": str(name),
-        "source": checkpoint_source(Path(name), results["model"]["commit"]),
-        "official": results["official"],
-        "data_sha256": results["data_sha256"][task],
-        "pictures_sha256": _picture_digest(pictures) if pictures else None,
-        "versions": results["versions"],
-    }
+def add_rows(results: dict, rows: dict[str, dict], pictures: int, pictures_used: bool) -> None:
+    """Put the rows of a task into the results."""
+    shown = {"pictures": pictures, "pictures_used": pictures_used}
+    results["tasks"] |= {key: {**row, **shown} for key, row in rows.items()}
+
+
+def check_any_done(done: dict, failed: dict[str, str]) -> None:
+    """Raise ValueError with all reasons if nothing is done."""
+    if not done:
+        raise ValueError(" ".join(f"{name}: {sentence}" for name, sentence in failed.items()))
+
+
+def measurement(results: dict, task: str, kind: str, source: str | None) -> dict:
+    """What the scores of a task depend on, so far as the results say it; `source` is of `checkpoint_source`."""
+    shared = {key: results[key] for key in ("official", "versions")}
+    data = {"data_sha256": results["data_sha256"][task]}
+    return {"task": kind, "model": results["model"]["name"], "source": source, **data, **shared}
 
 
 def checkpoint_source(folder: Path, commit: str | None) -> str | None:
     """One hash of all that a checkpoint folder's outputs depend on; of a model that is no folder here, its commit."""
     if not folder.is_dir():
         return commit
-    return _digest(
-        sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
-    )
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the software that results depend on."""
-    return {package: version(package) for package in PACKAGES}
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """One hash of the names and contents of files."""
-    lines = [f"{sha256(file)}  {file.name}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return _digest([(file.name, sha256(file)) for file in files])
 
 
 def _picture_digest(pictures: Sequence[Picture]) -> str:
     """One hash of the names and contents of pictures."""
-    lines = [f"{hashlib.sha256(picture.read_bytes()).hexdigest()}  {picture.name}" for picture in sorted(pictures)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return _digest([(picture.name, hashlib.sha256(picture.read_bytes()).hexdigest()) for picture in sorted(pictures)])
 
 
-def kept_outcomes(path: Path, measured: dict) -> list[Outcome] | None:
-    """Outcomes of an earlier run, if it measured the same."""
-    if measured["source"] is None or not path.is_file():
-        return None
-    before, outcomes = read_items(path)
-    return outcomes if before == measured else None
+def _digest(hashes: Sequence[tuple[str, str]]) -> str:
+    """One hash of names and the hashes of what they name."""
+    return hashlib.sha256("\n".join(f"{value}  {name}" for name, value in hashes).encode()).hexdigest()
+
+
+def kept_or_made(path: Path, measured: dict, make: Callable[[], list[Outcome]]) -> list[Outcome]:
+    """Outcomes of an earlier run if it measured the same; otherwise they are made now, and kept."""
+    if measured["source"] is not None and path.is_file():
+        before, outcomes = read_items(path)
+        if before == measured:
+            return outcomes
+    outcomes = make()
+    write_items(path, measured, outcomes)
+    return outcomes

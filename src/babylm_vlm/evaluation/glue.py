@@ -9,14 +9,16 @@
 - Reported are accuracy and, for MRPC and QQP, F1 of label 1, beside what always saying the training data's most
   frequent label gets.
 
-Everything about training is Hugging Face's `Trainer`; the defaults are the official pipeline's, but for the split.
+Everything about training is Hugging Face's `Trainer`, with the official pipeline's head, learning rate and schedule.
+(There BoolQ and MultiRC get 16 examples per update, no gradient is clipped, and weight decay spares no parameters.)
 """
 
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from string import Formatter
 
@@ -39,8 +41,8 @@ from transformers import (
 )
 
 from ..files import sha256
-from .evaluate import SCHEMA_VERSION, checkpoint_source, kept_outcomes, load_model, model_facts, package_versions
-from .output import check_results_folder, items_file, write_items, write_results, write_whole
+from .evaluate import add_rows, check_any_done, checkpoint_source, kept_or_made, load_model, measurement, new_results
+from .output import check_results_folder, items_file, write_results, write_whole
 from .predictions import predictions_tree, write_collated
 from .rows import SUFFIXES, json_rows, text_field
 from .statistics import label_accuracy, label_f1
@@ -235,61 +237,50 @@ def finetune(
     Raises:
         FileExistsError: there are results already.
         FileNotFoundError: there is no such model.
-        ValueError: every task failed; the first one's reason.
+        ValueError: every task failed; the reasons.
     """
     check_results_folder(output_dir, overwrite)
     body, _ = load_model(model, revision, trust_remote_code, AutoModel)
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "model": model_facts(body, Path(model), revision),
-        "official": False,
-        "tasks": {},
-        "failed": {},
-        "predictions": [],
-        "data_sha256": {},
-        "bootstrap": {"resamples": resamples, "seed": 0},
-        "fine_tuning": {**asdict(settings), "seeds": list(settings.seeds)},
-        "versions": package_versions(),
-    }
+    sampling = Sampling(resamples=resamples)
+    results = new_results(body, model, revision, sampling)
+    results["fine_tuning"] = {**asdict(settings), "seeds": list(settings.seeds)}
     source = checkpoint_source(Path(model), results["model"]["commit"])
+    load = partial(load_model, model, revision, trust_remote_code, AutoModel)
     collated = {}
     for name, files in tasks.items():
-        path = items_file(output_dir, name)
         try:
             results["data_sha256"][name] = {file.name: sha256(file) for file in files}
-            measured = {"task": "glue", "model": model, "source": source, "data_sha256": results["data_sha256"][name]}
-            measured |= {key: results[key] for key in ("fine_tuning", "versions")}
-            outcomes = kept_outcomes(path, measured)
-            if outcomes is None:
-                training, reported = (read_glue(file, name) for file in files)
-                predicted = []
-                for seed in settings.seeds:
-                    loaded = load_model(model, revision, trust_remote_code, AutoModel)
-                    predicted.append(_predicted(*loaded, name, training, reported, settings, seed, progress))
-                outcomes = _outcomes(name, training, reported, predicted)
-                write_items(path, measured, outcomes)
-            rows = measure_labels(name, outcomes, Sampling(resamples=resamples))
+            measured = measurement(results, name, "glue", source) | {"fine_tuning": results["fine_tuning"]}
+            make = partial(_outcomes, load, name, files, settings, progress)
+            outcomes = kept_or_made(items_file(output_dir, name), measured, make)
+            rows = measure_labels(name, outcomes, sampling)
         except (OSError, ValueError) as error:
             results["failed"][name] = str(error)
             continue
-        results["tasks"] |= {key: {**row, "pictures": 0, "pictures_used": False} for key, row in rows.items()}
+        add_rows(results, rows, pictures=0, pictures_used=False)
         made = [{"id": f"{name}_{i}", "pred": int(outcome.scores[0])} for i, outcome in enumerate(outcomes)]
         collated[name] = {"predictions": made}
-    if not results["tasks"]:
-        raise ValueError(" ".join(f"{name}: {sentence}" for name, sentence in results["failed"].items()))
+    check_any_done(results["tasks"], results["failed"])
     if predictions:
         tree = predictions_tree(Path(output_dir, "predictions"), model, revision)
         for name, made in collated.items():
             write_whole(tree / "finetune" / name / "predictions.json", json.dumps({name: made}).encode())
-        write_collated(Path(output_dir, "predictions"), model, {"glue": collated})
+        results["predictions"] = write_collated(Path(output_dir, "predictions"), model, {"glue": collated})
     write_results(results, output_dir, overwrite)
     return results
 
 
 def _outcomes(
-    name: str, training: Sequence[Example], reported: Sequence[Example], predicted: Sequence[np.ndarray]
+    load: Callable[[], tuple], name: str, files: Sequence[Path], settings: FineTuning, progress: bool
 ) -> list[Outcome]:
-    """What `measure_labels` takes, of labels (n,) predicted under each seed."""
+    """What `measure_labels` takes: the labels of the reported examples under each seed.
+
+    Args:
+        load: gives the body and its processor, fresh for every seed.
+        files: of training and of reported data.
+    """
+    training, reported = (read_glue(file, name) for file in files)
+    predicted = [_predicted(*load(), name, training, reported, settings, seed, progress) for seed in settings.seeds]
     ((majority, _),) = Counter(example.label for example in training).most_common(1)
     return [
         Outcome(name, example.second, tuple(map(float, labels)), {"label": example.label, "majority": majority})

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -83,20 +83,21 @@ def items_file(output_dir: Path, task: str) -> Path:
 
 
 def write_items(path: Path, measured: dict, outcomes: Sequence[Outcome]) -> None:
-    """Write outcomes, a JSON object a line, below a line that says what was measured. What is not finite is null."""
+    """Write outcomes, a JSON object a line, below a line that says what was measured.
+
+    What is not finite is the text "nan", "inf" or "-inf".
+    """
     lines = [measured]
     for outcome in outcomes:
-        scores = [score if math.isfinite(score) else None for score in outcome.scores]
-        facts = {name: value if math.isfinite(value) else None for name, value in outcome.facts.items()}
-        lines.append(
-            {"uid": outcome.uid, "pair": outcome.pair, "scores": scores, **({"facts": facts} if facts else {})}
-        )
+        facts = dict(zip(outcome.facts, _plain(outcome.facts.values()), strict=True))
+        line = {"uid": outcome.uid, "pair": outcome.pair, "scores": _plain(outcome.scores)}
+        lines.append(line | ({"facts": facts} if facts else {}))
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     write_whole(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
 
 
 def read_items(path: Path) -> tuple[dict, list[Outcome]]:
-    """What `write_items` wrote; null is NaN again.
+    """What `write_items` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -108,19 +109,21 @@ def read_items(path: Path) -> tuple[dict, list[Outcome]]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             measured, *rows = [json.loads(line) for line in file]
         outcomes = [
-            Outcome(row["uid"], row["pair"], _numbers(row["scores"]), _facts(row.get("facts", {}))) for row in rows
+            Outcome(
+                row["uid"],
+                row["pair"],
+                tuple(map(float, row["scores"])),
+                {name: float(value) for name, value in row.get("facts", {}).items()},
+            )
+            for row in rows
         ]
-    except (EOFError, gzip.BadGzipFile, KeyError, ValueError) as error:
+    except (EOFError, gzip.BadGzipFile, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no outcomes that can be read; remove it and evaluate again.") from error
     return measured, outcomes
 
 
-def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(math.nan if value is None else value for value in values)
-
-
-def _facts(facts: dict[str, float | None]) -> dict[str, float]:
-    return dict(zip(facts, _numbers(list(facts.values())), strict=True))
+def _plain(numbers: Iterable[float]) -> list[float | str]:
+    return [number if math.isfinite(number) else str(number) for number in numbers]
 
 
 def print_results(results: dict, console: Console | None = None) -> None:

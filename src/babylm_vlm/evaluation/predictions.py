@@ -19,8 +19,8 @@ from ..metrics.surprisal_correlation.surprisal_correlation import first_form_pro
 from .choices import Item
 from .devbench import CONCEPTS, cosine_similarities
 from .minimal_pairs import MinimalPair
-from .output import write_whole
-from .tasks import COMPS, DEVBENCH, READING, WUG_ADJ, WUG_PAST, Outcome, Task
+from .output import items_file, read_items, write_whole
+from .tasks import AOA, COMPS, DEVBENCH, FOLDERS, READING, WUG_ADJ, WUG_PAST, Outcome, Task, task_of
 
 COLLATED = "all_full_preds_and_fast_scores_causal.json"
 # Number of items of every subset of the full data; one number stands for a task that is its own only subset.
@@ -77,26 +77,53 @@ def write_predictions(tree: Path, task: Task, folder: str, made: dict) -> None:
     write_whole(place / "predictions.json", json.dumps(made).encode())
 
 
-def write_collated(output_dir: Path, model: str, made: dict) -> None:
+def write_tree(
+    tree: Path, tasks: dict[str, Path], items: dict[str, Sequence[Item | MinimalPair]], results_dir: Path
+) -> dict[str, dict]:
+    """Write the predictions of all official tasks of an evaluation.
+
+    Args:
+        tree: of `predictions_tree`.
+        tasks: as `find_tasks` gives them.
+        items: of the tasks that were measured.
+        results_dir: folder of the evaluation, which holds the outcomes.
+
+    Returns:
+        those on the full data, by official task name, for the collated file.
+    """
+    full: dict[str, dict] = {}
+    for task, of_task in items.items():
+        kind = task_of(tasks[task])
+        if kind is AOA or tasks[task].resolve().name not in FOLDERS:
+            continue
+        made = official_predictions(kind, of_task, read_items(items_file(results_dir, task))[1])
+        write_predictions(tree, kind, task, made)
+        if not task.endswith("_fast"):
+            full.setdefault(kind.name, {}).update(made)
+    return full
+
+
+def write_collated(output_dir: Path, model: str, made: dict) -> list[str]:
     """Put parts into the collated file of a model; what other commands have put there stays.
 
     Args:
         made: by official name, such as `blimp`, `glue` or `fast_eval_results`.
+
+    Returns:
+        of `_check_sizes`, for the whole file.
     """
     path = Path(output_dir) / Path(model).stem / COLLATED
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_whole(path, json.dumps(before | made).encode())
+    return _check_sizes(before | made)
 
 
-def check_sizes(made: dict[str, dict]) -> list[str]:
-    """One sentence for each task that is missing or incomplete, for which the leaderboard would not take the file.
-
-    Args:
-        made: predictions on the full data by official task name.
-    """
-    wanted_tasks = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
-    notes = [f"{COLLATED}: {name} is missing." for name in wanted_tasks if name not in made]
-    for name, subsets in made.items():
+def _check_sizes(made: dict[str, dict]) -> list[str]:
+    """One sentence for each part that is missing or incomplete, for which the leaderboard would not take the file."""
+    wanted_parts = [name for name in SIZES if name not in MULTIMODAL or made.keys() & MULTIMODAL]
+    missing = [name for name in (*wanted_parts, "aoa", "fast_eval_results") if name not in made]
+    notes = [f"{COLLATED}: {name} is missing." for name in missing]
+    for name, subsets in ((name, subsets) for name, subsets in made.items() if name in SIZES):
         wanted = SIZES[name] if isinstance(SIZES[name], dict) else dict.fromkeys(subsets, SIZES[name])
         sizes = {subset.lower(): len(rows["predictions"]) for subset, rows in subsets.items()}
         wrong = [subset for subset in wanted if sizes.get(subset) != wanted[subset]]

@@ -82,9 +82,13 @@ def json_rows(path: Path) -> Iterator[tuple[Path, str, dict]]:
 
 
 def csv_rows(file: Path) -> Iterator[tuple[str, dict]]:
-    """`file:line` and fields of every row below the header of a CSV file. Errors as `numbered_lines`."""
+    """`file:line` and fields of every row below the header of a CSV file. Errors as `numbered_lines`, or no row."""
+    where = None
     for number, row in enumerate(csv.DictReader(line for _, line in numbered_lines(file)), start=2):
-        yield f"{file}:{number}", row
+        where = f"{file}:{number}"
+        yield where, row
+    if where is None:
+        raise ValueError(f"{file} has a header and no row below it.")
 
 
 def text_field(row: dict, name: str, where: str) -> str:

@@ -122,7 +122,7 @@ def _similarity(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> d
 
 
 def _mean_surprisal(name: str, outcomes: Sequence[Outcome], counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean over the items that have a finite surprisal."""
+    """The mean over the items that have a finite surprisal; its chance level depends on the vocabulary."""
     values = np.array([outcome.scores[0] for outcome in outcomes])
     known = np.isfinite(values)
     drawn = counts[:, known].sum(axis=1)
@@ -135,7 +135,7 @@ def _measure(
     sampling: Sampling,
     statistic: Statistic,
     metric: str,
-    chance: float | dict[str, float] = 0.0,
+    chance: float | dict[str, float] | None = 0.0,
 ) -> dict[str, dict]:
     """A statistic over all items, with its bootstrap interval; `chance` is that of all its numbers, or of each."""
     once = np.ones((1, len(outcomes)), dtype=np.int64)
@@ -174,12 +174,6 @@ def _compare(
     return found
 
 
-def _measure_surprisal(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -> dict[str, dict]:
-    """The mean surprisal of words, which has no chance level: it depends on how the vocabulary cuts them."""
-    rows = _measure(name, outcomes, sampling, _mean_surprisal, "surprisal")
-    return {key: {**row, "chance": None} for key, row in rows.items()}
-
-
 def _of_labels(
     name: str, outcomes: Sequence[Outcome], counts: np.ndarray, statistic: Callable[..., np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -209,7 +203,7 @@ def measure_labels(name: str, outcomes: Sequence[Outcome], sampling: Sampling) -
     rows = {}
     for key, metric, statistic in _label_statistics(name):
         rows |= _measure(key, outcomes, sampling, statistic, metric)
-        rows[key]["chance"] = float(statistic(key, guesses, once)[key][0])
+        rows[key] |= {"chance": float(statistic(key, guesses, once)[key][0]), "ties": 0}
     return rows
 
 
@@ -332,7 +326,7 @@ AOA = Task(
     "aoa",
     aoa.read,
     aoa.surprisals,
-    _measure_surprisal,
+    partial(_measure, statistic=_mean_surprisal, metric="surprisal", chance=None),
     partial(_compare, statistic=_mean_surprisal),
     aoa.SUFFIXES,
     partial(data_files, suffixes=aoa.SUFFIXES),
