@@ -39,7 +39,7 @@ from babylm_vlm.data.text import TextBlocks, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import bf16_is_fast
-from babylm_vlm.training.train import hardware
+from babylm_vlm.training.record import hardware
 
 SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "num_attention_heads": 5}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -16,7 +16,7 @@ from rich.table import Table
 from training import matmul_rate, model_flops, seconds
 from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
-from babylm_vlm.training.train import hardware
+from babylm_vlm.training.record import hardware
 
 SHAPES = {
     "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 13, "num_attention_heads": 6},

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -84,6 +84,10 @@ class Recipe:
     projector_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     training: dict = field(default_factory=dict)
+
+    def keys(self) -> dict:
+        """All of it as flat keys, as in its YAML."""
+        return {key: value for key, value in asdict(self).items() if key != "training"} | self.training
 
 
 def read_recipe(path: Path, overrides: dict | None = None) -> Recipe:
