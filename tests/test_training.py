@@ -24,6 +24,7 @@ from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.files import sha256
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import make_recipe, parse_overrides, read_recipe, training_arguments
+from babylm_vlm.training.record import plot_loss
 from babylm_vlm.training.train import train
 
 RECIPES = sorted((Path(babylm_vlm.__file__).parent / "recipes").glob("*.yaml"))
@@ -316,6 +317,31 @@ def test_the_training_state_says_what_was_seen(language):
     assert (state["model"], state["ancestor"], state["seed"]) == ("language", None, 42)
     assert state["parameters"] == sum(p.numel() for p in LlamaForCausalLM.from_pretrained(language).parameters())
     assert state["recipe"]["learning_rate"] == 3.0e-3 and state["recipe"]["block_size"] == 16
+
+
+def test_the_log_says_what_was_seen_and_how_fast_and_is_drawn(tmp_path):
+    keys = {"model": "language", "text": [str(write_text(tmp_path / "text.txt"))]}
+    state = run(tmp_path / "run", **keys, max_steps=4, logging_steps=1)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry for entry in history if "loss" in entry]
+    seen = [entry["words_seen"] for entry in losses]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4] and seen == sorted(set(seen))
+    assert (seen[-1], losses[-1]["tokens_seen"]) == (state["words_seen"], state["tokens_seen"])
+    assert all(entry["words_per_second"] > 0 and entry["mfu"] > 0 for entry in losses)
+    ratio = losses[0]["tokens_seen"] / losses[0]["words_seen"]
+    assert losses[0]["tokens_per_second"] == pytest.approx(ratio * losses[0]["words_per_second"])
+    assert state["model_flops"] == state["tokens_seen"] * (6 * state["parameters"] + 12 * 2 * 32 * 16)
+    plot_loss(history, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "run" / "training_curve.png").read_bytes()
+    run(tmp_path / "short", **keys, max_steps=1)  # logs no loss
+    assert not (tmp_path / "short" / "training_curve.png").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match="'report_to' names wandb, which is not installed here: install it"):
+        run(tmp_path / "run", model="language", text=[str(write_text(tmp_path / "text.txt"))], report_to="wandb")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):

@@ -27,10 +27,12 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import new_folder, sync_folder
 from ..hub.facts import STATE_FILE, read_json, write_trained_card
+from .record import plot_loss
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 
@@ -104,9 +106,11 @@ def write_state(folder: Path, state: dict) -> None:
     os.replace(draft, folder / STATE_FILE)
 
 
-def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict) -> None:
-    """Put the finished model into the run's folder, its state last."""
+def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict, log: TrainerState) -> None:
+    """Put the finished model into the run's folder, with the log and its curve, its state last."""
     with new_folder(output / "final", overwrite=True, marker=STATE_FILE) as folder:
+        log.save_to_json(str(folder / TRAINER_STATE_NAME))
+        plot_loss(log.log_history, folder / "training_curve.png")
         write_checkpoint(folder, model, processor, state)
     final = output / "final"
     for path in sorted(final.iterdir(), key=lambda path: path.name == STATE_FILE):
@@ -193,5 +197,5 @@ def run_folder(output: Path, state: dict, mine: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if mine and {path.name for path in output.iterdir()} == {STATE_FILE}:
+        if mine and {path.name for path in output.iterdir()} <= {STATE_FILE, "runs"}:  # the second is TensorBoard's
             shutil.rmtree(output)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
 WHOLE_NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 WHOLE_NUMBERS += ("block_size", "vision_grid")
@@ -51,7 +52,8 @@ class Recipe:
             alone: scaled by α they give the merge with the ancestor at α. None: all weights are trained.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
         embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
-        training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
+        training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast. `report_to` is
+            TensorBoard where it is installed; `wandb`, `trackio` and the library's others will do.
     """
 
     model: str
@@ -178,15 +180,19 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     Raises:
         ValueError: a value is of the wrong kind.
     """
-    keys = {"save_strategy": "no", "report_to": "none", "logging_steps": 10, "remove_unused_columns": False}
+    keys = {"save_strategy": "no", "logging_steps": 10, "remove_unused_columns": False}
+    keys["report_to"] = "tensorboard" if is_tensorboard_available() else "none"
     keys["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU wants it said
     keys.update(recipe.training)
     if keys.get("bf16") == "auto":
         keys["bf16"] = bf16_is_fast()
     try:
-        return TrainingArguments(output_dir=str(output_dir), **keys)
+        arguments = TrainingArguments(output_dir=str(output_dir), **keys)
     except (TypeError, ValueError) as error:
         raise ValueError(f"A training key of the recipe has a wrong value: {error}") from error
+    if missing := set(arguments.report_to) - set(get_available_reporting_integrations()):
+        raise ValueError(f"'report_to' names {', '.join(sorted(missing))}, which is not installed here: install it.")
+    return arguments
 
 
 def bf16_is_fast() -> bool:

@@ -1,12 +1,11 @@
-"""What a run says of itself: the words it will read, and its `training_state.json`."""
+"""What a run says of itself: the words it will read, its `training_state.json`, and the curve of its loss."""
 
-import os
-import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerState, TrainingArguments
@@ -15,6 +14,7 @@ from ..files import sha256
 from .prepare import Prepared
 from .recipe import Recipe
 from .schedule import RunPlan
+from .speed import flops_per_token, hardware
 
 MOST_EPOCHS = 10  # of the BabyLM challenge, since 2025
 
@@ -39,6 +39,7 @@ class Record:
     ):
         self.plan, self.started = plan, started
         self.minutes_before = earlier["minutes"] if earlier else 0
+        self.flops_per_token = flops_per_token(run.model, recipe.block_size)
         self.facts = {
             "model": recipe.model,
             "ancestor": describe_ancestor(recipe.init_from),
@@ -61,6 +62,7 @@ class Record:
             "epochs": round(float(plan.epochs[step]), 4),
             "words_seen": int(plan.words[step]),
             "tokens_seen": int(plan.tokens[step]),
+            "model_flops": int(plan.tokens[step]) * self.flops_per_token,
             "steps": step,
             "final_loss": losses[-1] if losses else None,
             "minutes": round((time.monotonic() - self.started) / 60 + self.minutes_before, 2),
@@ -84,16 +86,30 @@ def print_budget(data: list[dict], plan: RunPlan) -> None:
         console.print(f"[yellow]Warning:[/yellow] the BabyLM challenge allows no more than {MOST_EPOCHS} passes.")
 
 
-def hardware() -> str:
-    """The device that trains, in words: the GPU's name, or the kind of processor and its number of cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
-
-
 def describe_ancestor(init_from: str | None) -> dict | None:
     """Name of the ancestor and, for a folder on this disk, the hash of its weights."""
     if init_from is None:
         return None
     weights = Path(init_from) / "model.safetensors"
     return {"name": init_from, "sha256": sha256(weights) if weights.is_file() else None}
+
+
+def plot_loss(history: list[dict], path: Path) -> None:
+    """Draw the loss against the words seen; nothing for a run that was too short to log one.
+
+    Args:
+        history: `log_history` of a `TrainerState`, such as in the run's `trainer_state.json`.
+        path: of the PNG.
+    """
+    points = [(entry["words_seen"], entry["loss"]) for entry in history if "loss" in entry]
+    if not points:
+        return
+    figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), color="#1b6ca8", marker="o" if len(points) < 20 else None, markersize=4)
+    axes.set_xlabel("words seen")
+    axes.set_ylabel("training loss (nats per token)")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    figure.savefig(path)

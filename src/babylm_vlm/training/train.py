@@ -1,7 +1,7 @@
 """Train one of the twins with HF `Trainer`; the loop, the schedule and the devices are the library's.
 
 A finished run is a complete checkpoint folder: weights, tokenizer or processor, remote code, vision tower,
-`training_state.json` and a model card.
+`training_state.json`, a model card, the log (`trainer_state.json`) and its `training_curve.png`.
 """
 
 import time
@@ -29,6 +29,7 @@ from .prepare import Prepared, add_adapters, prepare, tokenizer_of
 from .recipe import Recipe, training_arguments
 from .record import Record, print_budget
 from .schedule import RunPlan, Schedule, plan_run
+from .speed import flops_per_token, matmul_rate
 
 
 def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict:
@@ -79,7 +80,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
                 "--resume."
             )
         if arguments.should_save:
-            finish(output, trainer.model, run.processor, state)
+            finish(output, trainer.model, run.processor, state, trainer.state)
     return state
 
 
@@ -92,7 +93,8 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, run: Prepared, pl
         args=arguments,
         train_dataset=ConcatDataset([rows for rows in (run.text, run.captions) if rows is not None]),
         data_collator=PackingCollator(tokenizer_of(run.processor), recipe.block_size),
-        schedule=plan.schedule,
+        plan=plan,
+        flops_per_token=flops_per_token(run.model, recipe.block_size),
         projector_learning_rate=recipe.projector_learning_rate,
         embedding_learning_rate=recipe.embedding_learning_rate,
     )
@@ -108,26 +110,48 @@ class TwinTrainer(Trainer):
     def __init__(
         self,
         *args,
-        schedule: Schedule,
+        plan: RunPlan,
+        flops_per_token: int,
         projector_learning_rate: float | None,
         embedding_learning_rate: float | None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.schedule = schedule
+        self.plan, self.flops_per_token = plan, flops_per_token
+        self.matmul_rate = matmul_rate(torch.bfloat16 if self.args.bf16 else torch.float32, self.args.device)
+        self.clock: tuple[int, float] | None = None  # update and time of the log before
         self.peaks = {"multi_modal_projector": projector_learning_rate, "embed_tokens": embedding_learning_rate}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Schedule:
-        return self.schedule
+        return self.plan.schedule
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """As `Trainer.training_step`; a loss that is NaN or infinite ends the run before the update."""
+        if self.clock is None:
+            self.clock = self.state.global_step, time.monotonic()
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss.item()} at step {self.state.global_step + 1}. {advice(Path(self.args.output_dir))}"
             )
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the words and tokens seen, and their rate since the log before.
+
+        `mfu` is the model's FLOPs a second as a share of what this device's matrix multiplication was measured to do
+        when the run began.
+        """
+        (before, since), step, now = self.clock, self.state.global_step, time.monotonic()
+        words, tokens = (int(seen[step]) for seen in (self.plan.words, self.plan.tokens))
+        logs |= {"words_seen": words, "tokens_seen": tokens}
+        if step > before:
+            rate = (tokens - self.plan.tokens[before]) / (now - since)
+            logs["words_per_second"] = (words - self.plan.words[before]) / (now - since)
+            logs["tokens_per_second"] = rate
+            logs["mfu"] = rate * self.flops_per_token / (self.matmul_rate * self.args.world_size)
+            self.clock = step, now
+        super().log(logs, start_time)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Four groups: decoder weights, decoder vectors (norms; no decay), projector (no decay), embeddings."""
