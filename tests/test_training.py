@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -189,6 +190,25 @@ def test_sentences_and_words_of_plain_and_compressed_text(tmp_path):
         sentences = read_sentences(str(source))
         assert sentences == ["the cat sat", "Zażółć   gęślą jaźń", "a"]
         assert count_words(sentences) == 7
+
+
+def test_text_of_parquet_and_of_files_with_other_endings(tmp_path):
+    rows = {"id": [1, 2, 3], "utterance": ["the cat sat\non the mat", None, " a dog "]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    sentences = ["the cat sat", "on the mat", "a dog"]
+    assert read_sentences(str(tmp_path / "a.parquet"), "utterance") == sentences
+    assert read_sentences(str(write_text(tmp_path / "bnc.train", sentences))) == sentences
+    with gzip.open(tmp_path / "a.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(sentences))
+    assert read_sentences(str(tmp_path / "a.gz")) == sentences
+    for column in ("text", "id"):
+        with pytest.raises(ValueError, match=rf"no column '{column}' of text: set 'text_column' to one of id, utter"):
+            read_sentences(str(tmp_path / "a.parquet"), column)
+    (tmp_path / "b.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match=r"The corpus .*b\.parquet cannot be read"):
+        read_sentences(str(tmp_path / "b.parquet"))
+    with pytest.raises(FileNotFoundError, match=r"There is no text file .*c\.parquet"):
+        read_sentences(str(tmp_path / "c.parquet"))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 60))

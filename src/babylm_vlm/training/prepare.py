@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, arguments: TrainingArguments, point: Path | None = N
         words = int(captions.words.sum())
         if recipe.pack_captions:
             captions = CaptionBlocks(captions, recipe.block_size, arguments.seed)
-        described = {"captions": len(found.captions), "pictures": len(found.pictures)}
+        described = {"captions": len(found.captions), "pictures": len(found.names)}
         data.append({"name": recipe.captions, "words": words, **described})
     return Prepared(model, processor, text, captions, data, digest.hexdigest())
 
@@ -168,7 +168,22 @@ def give_eyes(
 def load_features(
     recipe: Recipe, model: BabylmVlmForConditionalGeneration, processor: BabylmVlmProcessor, found: CaptionedPictures
 ) -> Features:
-    """Pooled features of the pictures: stored ones, if the recipe names some, or else made now."""
+    """Pooled features of the pictures: those that came with the captions, stored ones, or else made now.
+
+    Raises:
+        ValueError: those that came along do not fit the recipe's tower and grid, or the recipe names others too.
+    """
+    if found.features is not None:
+        width, grid = found.features.shape[2], model.config.vision_grid
+        if recipe.features is not None:
+            raise ValueError(f"{recipe.captions} holds features itself: remove 'features' from the recipe.")
+        if (width, grid) != (model.config.vision_hidden_size, 1):
+            raise ValueError(
+                f"{recipe.captions} holds one feature of width {width} a picture, but {recipe.vision_tower} with "
+                f"vision_grid {grid} has {grid**2} of width {model.config.vision_hidden_size}: name the tower that "
+                "made them in 'vision_tower', with vision_grid 1."
+            )
+        return found.features
     if recipe.features is None:
         return picture_features(model.model, processor.image_processor, found.pictures)
     return StoredFeatures(Path(recipe.features), describe_features(model.model, found))

@@ -29,11 +29,13 @@ class Recipe:
         vocab_size: tokens of a new tokenizer.
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads: the decoder's
             shape, without an ancestor.
-        text: `.txt` / `.txt.gz` files (a sentence a line) or `datasets` ids.
-        text_column: of a `datasets` text set.
+        text: files of a sentence a line (`.gz`: compressed), `.parquet` files or `datasets` ids.
+        text_column: of a `.parquet` file or a `datasets` text set.
         text_words: use only the first sentences of each text, up to this many words; None: all.
         block_size: tokens in a row: text is cut into rows of it, captions are packed to rows of it.
-        captions: folder in `imagefolder` layout with `metadata.jsonl`, or a `datasets` id.
+        captions: folder in `imagefolder` layout with `metadata.jsonl`, folder in the challenge's layout
+            (`NAME_captions.json` with `NAME_dino_v2_states.npy`; only its width shows that it is of `vision_tower`),
+            or a `datasets` id.
         image_column, caption_column: of the captions.
         vision_tower: Hub id or folder of the frozen tower.
         vision_tower_revision: its branch, tag or commit on the Hub.
