@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from rich.console import Console
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,8 +31,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import new_folder, sync_folder
+from ..files import check_free_space, new_folder, sync_folder
 from ..hub.facts import STATE_FILE, read_json, write_trained_card
+from ..hub.push import push
+from ..model import BabylmVlmForConditionalGeneration
 from .record import plot_loss
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
@@ -45,6 +48,8 @@ class Checkpoints(TrainerCallback):
         processor: saved with every checkpoint.
         due: names of the checkpoints to leave after an update.
         describe: the training state after the update that `TrainerState` is at.
+        push_to: "user/name" on the Hub, where each checkpoint is published as a branch when it appears; a failure is
+            said once, and training goes on.
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class Checkpoints(TrainerCallback):
         processor: Processor,
         due: dict[int, list[str]],
         describe: Callable[[TrainerState], dict],
+        push_to: str | None = None,
     ):
+        self.push_to, self.failed = push_to, False
         self.trainer, self.processor, self.due, self.describe = trainer, processor, due, describe
         self.output = Path(trainer.args.output_dir)
 
@@ -71,6 +78,20 @@ class Checkpoints(TrainerCallback):
         for name in names:
             with new_folder(self.output / name, overwrite=True, marker=STATE_FILE) as folder:
                 write_checkpoint(folder, self.trainer.model, self.processor, self.describe(state))
+            if self.push_to:
+                self.publish(name)
+
+    def publish(self, name: str) -> None:
+        """Send a checkpoint to its branch."""
+        try:
+            push(self.output / name, self.push_to, revision=name)
+        except (OSError, ValueError) as error:
+            if not self.failed:
+                Console(stderr=True, soft_wrap=True, markup=False).print(
+                    f"Warning: {name} was not published: {error} Training goes on; at its end all is sent that is "
+                    "missing on the Hub."
+                )
+            self.failed = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Make the resume point that `Trainer` has just written the one that counts, and remove those before it."""
@@ -125,6 +146,20 @@ def tidy(output: Path) -> None:
     """Remove from the folder of a finished run what only resuming needs."""
     shutil.rmtree(output / "final", ignore_errors=True)
     remove_resume_points(output)
+
+
+def check_space(output: Path, model: PreTrainedModel, due: dict[int, list[str]], step: int, resumable: bool) -> None:
+    """Raise OSError unless there is room for all that a run is still to write.
+
+    That is: a checkpoint for each name that is due after `step`, and the finished model, in fp32 and with the vision
+    tower if it is a local one; and of a resumable run two resume points of three numbers a weight, as Adam keeps two
+    moments, and one is there until the next is complete.
+    """
+    weights = 4 * model.num_parameters()
+    tower = model.model.local_tower() if isinstance(model, BabylmVlmForConditionalGeneration) else None
+    own = weights + (0 if tower is None else sum(file.stat().st_size for file in tower.glob("*")))
+    checkpoints = 1 + sum(len(names) for at, names in due.items() if at > step)
+    check_free_space(output, checkpoints * own + (2 * 3 * weights if resumable else 0))
 
 
 def resume_point(output: Path, step: int) -> Path:

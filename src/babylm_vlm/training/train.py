@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from ..data.packing import PackingCollator
 from ..files import check_new_folder
 from ..hub.facts import STATE_FILE
+from ..hub.push import check_repository, push
 from .checkpoints import (
     Checkpoints,
     advice,
     check_same_run,
+    check_space,
     earlier_state,
     finish,
     resume_point,
@@ -32,7 +34,7 @@ from .schedule import RunPlan, Schedule, plan_run
 from .speed import flops_per_token, matmul_rate
 
 
-def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict:
+def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to: str | None = None) -> dict:
     """Train what the recipe says and leave a checkpoint in `recipe.output_dir`.
 
     Args:
@@ -40,6 +42,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
         overwrite: replace an earlier run in the output folder.
         resume: go on with an unfinished run there, from its newest resume point; a finished one is left as it is, and
             where there is none a new one begins.
+        push_to: "user/name" on the Hub: each checkpoint is published there when it appears, and in the end the run.
 
     Returns:
         The training state, as in `training_state.json`.
@@ -48,6 +51,7 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
         FileExistsError: the output folder exists, and it is neither to be replaced nor to be resumed.
         FileNotFoundError, ValueError: the data or the ancestor cannot be used, or the loss is NaN.
         InterruptedError: SIGTERM came; there is a resume point.
+        OSError: the disk has no room for the run's checkpoints, or the Hub refuses the finished run.
     """
     started = time.monotonic()
     output = Path(recipe.output_dir)
@@ -58,6 +62,8 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
     arguments = training_arguments(recipe, output)
     if arguments.should_save and earlier is None:
         check_new_folder(output, overwrite, STATE_FILE)
+    if push_to and arguments.should_save:
+        check_repository(push_to)
     set_seed(arguments.seed)
     point = resume_point(output, earlier["steps"]) if earlier and earlier["steps"] else None
     run = prepare(recipe, arguments, point)
@@ -65,12 +71,15 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
         check_same_run(earlier, recipe.keys(), run.data_sha256, output)
     plan = plan_run(recipe, arguments, run.text, run.captions)
     arguments.max_steps = plan.steps
-    if arguments.should_save and (recipe.word_budget or plan.due):
-        print_budget(run.data, plan)
+    if arguments.should_save:
+        if recipe.word_budget or plan.due:
+            print_budget(run.data, plan)
+        step, resumable = (earlier["steps"] if earlier else 0), arguments.save_strategy != "no"
+        check_space(output, run.model, plan.due, step, resumable)
     record = Record(recipe, arguments, run, plan, started, earlier)
     with run_folder(output, earlier or record.after(TrainerState()), arguments.should_save):
         trainer = make_trainer(recipe, arguments, run, plan)
-        trainer.add_callback(Checkpoints(trainer, run.processor, plan.due, record.after))
+        trainer.add_callback(Checkpoints(trainer, run.processor, plan.due, record.after, push_to))
         with sigterm_stops(trainer):
             trainer.train(resume_from_checkpoint=None if point is None else str(point))
         state = record.after(trainer.state)
@@ -81,6 +90,8 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict
             )
         if arguments.should_save:
             finish(output, trainer.model, run.processor, state, trainer.state)
+            if push_to:
+                push(output, push_to)
     return state
 
 
