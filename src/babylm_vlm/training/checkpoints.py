@@ -73,11 +73,12 @@ class Checkpoints(TrainerCallback):
         names = self.due.get(state.global_step, [])
         if names or control.should_save:
             check_weights(model, state.global_step, self.output)
+        weights = whole_weights(self.trainer) if names else None
         if not state.is_world_process_zero:
             return
         for name in names:
             with new_folder(self.output / name, overwrite=True, marker=STATE_FILE) as folder:
-                write_checkpoint(folder, self.trainer.model, self.processor, self.describe(state))
+                write_checkpoint(folder, self.trainer.model, weights, self.processor, self.describe(state))
             if self.push_to:
                 self.publish(name)
 
@@ -105,15 +106,27 @@ class Checkpoints(TrainerCallback):
         remove_resume_points(self.output, keep=point)
 
 
-def write_checkpoint(folder: Path, model: PreTrainedModel | PeftModel, processor: Processor, state: dict) -> None:
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that FSDP has cut up among the processes, all of which must call this; else None."""
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor] | None,
+    processor: Processor,
+    state: dict,
+) -> None:
     """A complete checkpoint: weights, tokenizer or processor, remote code, vision tower, state and model card.
 
-    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone.
+    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone. `weights` stand in for
+    those of a model that is cut up.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / "adapter")
         model = deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_state(folder, state)
     write_trained_card(folder)
@@ -127,12 +140,15 @@ def write_state(folder: Path, state: dict) -> None:
     os.replace(draft, folder / STATE_FILE)
 
 
-def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict, log: TrainerState) -> None:
+def finish(output: Path, trainer: Trainer, processor: Processor, state: dict) -> None:
     """Put the finished model into the run's folder, with the log and its curve, its state last."""
+    weights = whole_weights(trainer)
+    if not trainer.args.should_save:
+        return
     with new_folder(output / "final", overwrite=True, marker=STATE_FILE) as folder:
-        log.save_to_json(str(folder / TRAINER_STATE_NAME))
-        plot_loss(log.log_history, folder / "training_curve.png")
-        write_checkpoint(folder, model, processor, state)
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        plot_loss(trainer.state.log_history, folder / "training_curve.png")
+        write_checkpoint(folder, trainer.model, weights, processor, state)
     final = output / "final"
     for path in sorted(final.iterdir(), key=lambda path: path.name == STATE_FILE):
         target = output / path.name

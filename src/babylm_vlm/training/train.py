@@ -88,10 +88,9 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to
                 f"Stopped by SIGTERM after step {state['steps']} of {plan.steps}; go on with the same command and "
                 "--resume."
             )
-        if arguments.should_save:
-            finish(output, trainer.model, run.processor, state, trainer.state)
-            if push_to:
-                push(output, push_to)
+        finish(output, trainer, run.processor, state)
+    if push_to and arguments.should_save:
+        push(output, push_to)
     return state
 
 
