@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from rich.console import Console
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -108,7 +109,13 @@ class Checkpoints(TrainerCallback):
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     """The weights of a model that FSDP has cut up among the processes, all of which must call this; else None."""
-    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+    if not trainer.is_fsdp_enabled:
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(trainer.model_wrapped, options=options)
+    if trainer.model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)  # gathered, it is no longer seen to be the embeddings
+    return weights
 
 
 def write_checkpoint(

@@ -153,6 +153,8 @@ def make_recipe(keys: dict, where: str) -> Recipe:
         raise ValueError(f"A language model needs 'text', a list of files or data sets, in {where}.")
     if recipe.lora is not None and recipe.init_from is None:
         raise ValueError(f"'lora' needs 'init_from', the model that adapters are added to, in {where}.")
+    if recipe.lora is not None and recipe.training.get("fsdp"):
+        raise ValueError(f"'lora' and 'fsdp' do not go together, in {where}: adapters are trained without it.")
     if recipe.model == "multimodal" and not recipe.captions:
         raise ValueError(f"A multimodal model needs 'captions', a folder or data set, in {where}.")
     return recipe
