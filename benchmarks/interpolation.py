@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from babylm_vlm.merging.interpolation import Interpolation
-from babylm_vlm.training.train import hardware
+from babylm_vlm.training.speed import hardware
 
 SHAPES = {
     "10M": {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "num_attention_heads": 5},

@@ -39,7 +39,7 @@ from babylm_vlm.data.text import TextBlocks, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import bf16_is_fast
-from babylm_vlm.training.train import hardware
+from babylm_vlm.training.speed import flops_per_token, hardware, matmul_rate
 
 SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "num_attention_heads": 5}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -103,26 +103,6 @@ def seconds(model: torch.nn.Module, rows: Dataset, collator, batch: int, steps: 
     return clock.seconds
 
 
-def matmul_rate(size: int = 2048, rounds: int = 10) -> float:
-    """Floating-point operations a second of this machine's matrix multiplication, in training's precision."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def model_flops(model: LlamaForCausalLM, tokens: int, row_length: int) -> float:
-    """FLOPs of forward and backward (PaLM, appendix B): for a token 6 a parameter, and 12 L d T for attention."""
-    config = model.config
-    attention = 12 * config.num_hidden_layers * config.hidden_size * row_length
-    return tokens * (6 * model.num_parameters() + attention)  # tied embeddings count once, as the head
-
-
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -157,7 +137,9 @@ def main() -> None:
     text = TextBlocks(lines, tokenizer, BLOCK)
     taken = seconds(language, text, packed, 32, options.steps, warmup=1, bf16=bf16_is_fast())
     tokens = options.steps * 32 * BLOCK
-    rate = model_flops(language, tokens, BLOCK) / taken / matmul_rate()
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    peak = matmul_rate(torch.bfloat16 if bf16_is_fast() else torch.float32, device)
+    rate = tokens * flops_per_token(language, BLOCK) / taken / peak
 
     table = Table(title=f"{hardware()}, torch {torch.__version__}: {options.steps} updates")
     for column in ("side", "words/s", "packed is faster by"):

@@ -13,10 +13,11 @@ import argparse
 import torch
 from rich.console import Console
 from rich.table import Table
-from training import matmul_rate, model_flops, seconds
+from training import seconds
 from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
-from babylm_vlm.training.train import hardware
+from babylm_vlm.training.recipe import bf16_is_fast
+from babylm_vlm.training.speed import flops_per_token, hardware, matmul_rate
 
 SHAPES = {
     "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 13, "num_attention_heads": 6},
@@ -36,7 +37,7 @@ def measure(shape: dict, vocabulary: int, length: int, batch: int, steps: int, k
         torch.cuda.reset_peak_memory_stats()
     taken, tokens = seconds(model, rows, default_data_collator, batch, steps, 5, **keys), steps * batch * length
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return tokens / taken, model_flops(model, tokens, length) / taken, memory
+    return tokens / taken, tokens * flops_per_token(model, length) / taken, memory
 
 
 def main() -> None:
@@ -49,7 +50,10 @@ def main() -> None:
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("There is no GPU here: pass --tiny to see the benchmark run on a CPU.")
     vocabulary, length = (256, 32) if options.tiny else (16384, 512)
-    peak = next((rate for name, rate in PEAK.items() if name in hardware()), None) or matmul_rate()
+    peak = next((rate for name, rate in PEAK.items() if name in hardware()), None)
+    if peak is None:
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        peak = matmul_rate(torch.bfloat16 if bf16_is_fast() else torch.float32, device)
     ours = OURS | ({"torch_compile": False} if options.tiny else {})
     title = f"{hardware()}, torch {torch.__version__}, peak {peak / 1e12:.1f} TFLOP/s: {options.steps} updates"
     table = Table("model", "trainer", title=title)

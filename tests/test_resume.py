@@ -5,6 +5,7 @@ Run: pytest tests/test_resume.py
 
 import json
 import os
+import shutil
 import signal
 from math import nan
 from pathlib import Path
@@ -181,6 +182,21 @@ def test_another_recipe_or_other_data_are_not_resumed(text, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="The data have changed since"):
         run(tmp_path / "run", own, resume=True)
     assert (tmp_path / "run" / "checkpoint-5").is_dir()
+
+
+# --- too little room -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_does_not_fit_on_the_disk_is_not_begun(whole, text, tmp_path, monkeypatch):
+    weights = 4 * whole[1]["parameters"]
+    room = {name: shutil.disk_usage(tmp_path)._replace(free=free) for name, free in (("little", 9 * weights - 1),)}
+    room["enough"] = room["little"]._replace(free=9 * weights)  # two checkpoints, the end, two resume points of three
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room["little"])
+    with pytest.raises(OSError, match=r"run needs .* GB, but only .* GB are free there"):
+        run(tmp_path / "run", text)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room["enough"])
+    run(tmp_path / "run", text)
 
 
 # --- numbers that are none -------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.files import sha256
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import make_recipe, parse_overrides, read_recipe, training_arguments
+from babylm_vlm.training.record import plot_loss
 from babylm_vlm.training.train import train
 
 RECIPES = sorted((Path(babylm_vlm.__file__).parent / "recipes").glob("*.yaml"))
@@ -190,6 +192,25 @@ def test_sentences_and_words_of_plain_and_compressed_text(tmp_path):
         assert count_words(sentences) == 7
 
 
+def test_text_of_parquet_and_of_files_with_other_endings(tmp_path):
+    rows = {"id": [1, 2, 3], "utterance": ["the cat sat\non the mat", None, " a dog "]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    sentences = ["the cat sat", "on the mat", "a dog"]
+    assert read_sentences(str(tmp_path / "a.parquet"), "utterance") == sentences
+    assert read_sentences(str(write_text(tmp_path / "bnc.train", sentences))) == sentences
+    with gzip.open(tmp_path / "a.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(sentences))
+    assert read_sentences(str(tmp_path / "a.gz")) == sentences
+    for column in ("text", "id"):
+        with pytest.raises(ValueError, match=rf"no column '{column}' of text: set 'text_column' to one of id, utter"):
+            read_sentences(str(tmp_path / "a.parquet"), column)
+    (tmp_path / "b.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match=r"The corpus .*b\.parquet cannot be read"):
+        read_sentences(str(tmp_path / "b.parquet"))
+    with pytest.raises(FileNotFoundError, match=r"There is no text file .*c\.parquet"):
+        read_sentences(str(tmp_path / "c.parquet"))
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 60))
 def test_first_words_are_as_many_whole_sentences_as_fit(lengths, words):
     sentences = [" ".join(["word"] * length) for length in lengths]
@@ -316,6 +337,31 @@ def test_the_training_state_says_what_was_seen(language):
     assert (state["model"], state["ancestor"], state["seed"]) == ("language", None, 42)
     assert state["parameters"] == sum(p.numel() for p in LlamaForCausalLM.from_pretrained(language).parameters())
     assert state["recipe"]["learning_rate"] == 3.0e-3 and state["recipe"]["block_size"] == 16
+
+
+def test_the_log_says_what_was_seen_and_how_fast_and_is_drawn(tmp_path):
+    keys = {"model": "language", "text": [str(write_text(tmp_path / "text.txt"))]}
+    state = run(tmp_path / "run", **keys, max_steps=4, logging_steps=1)
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry for entry in history if "loss" in entry]
+    seen = [entry["words_seen"] for entry in losses]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4] and seen == sorted(set(seen))
+    assert (seen[-1], losses[-1]["tokens_seen"]) == (state["words_seen"], state["tokens_seen"])
+    assert all(entry["words_per_second"] > 0 and entry["mfu"] > 0 for entry in losses)
+    ratio = losses[0]["tokens_seen"] / losses[0]["words_seen"]
+    assert losses[0]["tokens_per_second"] == pytest.approx(ratio * losses[0]["words_per_second"])
+    assert state["model_flops"] == state["tokens_seen"] * (6 * state["parameters"] + 12 * 2 * 32 * 16)
+    plot_loss(history, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "run" / "training_curve.png").read_bytes()
+    run(tmp_path / "short", **keys, max_steps=1)  # logs no loss
+    assert not (tmp_path / "short" / "training_curve.png").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match="'report_to' names wandb, which is not installed here: install it"):
+        run(tmp_path / "run", model="language", text=[str(write_text(tmp_path / "text.txt"))], report_to="wandb")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):

@@ -5,6 +5,7 @@ Run: pytest tests/test_twins.py
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from babylm_vlm.data.captions import CaptionBlocks, CaptionRows
 from babylm_vlm.data.packing import PackingCollator
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 from babylm_vlm.training.recipe import make_recipe
-from babylm_vlm.training.train import train
+from babylm_vlm.training.train import TwinTrainer, train
 
 COLOURS = ["red", "green", "blue", "white"]
 LINES = [f"the {colour} {thing} is big" for colour in COLOURS for thing in "abcdefgh"]
@@ -50,8 +51,25 @@ def keys(tmp_path, language_checkpoint, tiny_tower):
     }
 
 
-def run(folder: Path, **keys) -> dict:
-    return train(make_recipe({**keys, "output_dir": str(folder)}, "the test"))
+def run(folder: Path, resume: bool = False, **keys) -> dict:
+    return train(make_recipe({**keys, "output_dir": str(folder)}, "the test"), resume=resume)
+
+
+def die_at(number: int, monkeypatch) -> None:
+    """Kill this process before the update after step `number`."""
+    step = TwinTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(TwinTrainer, "training_step", training_step)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = (load_file(folder / "model.safetensors") for folder in (a, b))
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # --- captions packed to rows -----------------------------------------------------------------------------------------
@@ -110,24 +128,47 @@ def test_an_adapter_scaled_by_alpha_is_the_merge_of_the_folded_checkpoint(keys, 
 def test_adapters_need_an_ancestor_and_right_fields(keys, tmp_path):
     with pytest.raises(ValueError, match="'lora' needs 'init_from'"):
         make_recipe({**keys, "output_dir": "o", "lora": {"r": 4}, "init_from": None}, "the test")
+    with pytest.raises(ValueError, match="'lora' and 'fsdp' do not go together"):
+        make_recipe({**keys, "output_dir": "o", "lora": {"r": 4}, "fsdp": True}, "the test")
     with pytest.raises(ValueError, match=r"'lora' has a wrong field: .*rank"):
         run(tmp_path / "run", **keys, lora={"rank": 4})
     assert not (tmp_path / "run").exists()
 
 
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": {"r": 4, "lora_alpha": 8}}], ids=["all weights", "adapters"])
+def test_a_killed_run_of_text_and_captions_that_is_resumed_ends_with_the_same_weights(
+    keys, tmp_path, monkeypatch, more
+):
+    keys |= {"text": str(tmp_path / "text.txt"), "pack_captions": True, "max_steps": -1, "num_train_epochs": 4}
+    keys |= {"save_strategy": "steps", "save_steps": 2, "checkpoint_words": [400], "projector_learning_rate": 2e-2}
+    whole = run(tmp_path / "whole", **keys, **more)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_at(whole["steps"] - 3, monkeypatch)
+            run(tmp_path / "run", **keys, **more)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / "config.json").exists()
+    state = run(tmp_path / "run", resume=True, **keys, **more)
+    assert (state["steps"], state["words_seen"]) == (whole["steps"], whole["words_seen"])
+    for name in ("", "chck_400"):
+        assert same_weights(tmp_path / "run" / name, tmp_path / "whole" / name)
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_have_the_losses_of_one(keys, tmp_path, language_checkpoint):
+def test_two_processes_have_the_losses_of_one_and_are_resumed(keys, tmp_path, language_checkpoint, monkeypatch):
     keys = {"model": "language", "text": str(tmp_path / "text.txt"), "init_from": str(language_checkpoint)}
     keys |= {"block_size": 16, "max_steps": 3, "learning_rate": 1e-2, "logging_steps": 1, "disable_tqdm": True}
     keys |= {"save_strategy": "steps", "save_steps": 2, "checkpoint_words": [60]}
     one = run(tmp_path / "one", **keys, per_device_train_batch_size=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [fork_rank(rank, port, tmp_path / "two", keys) for rank in range(2)]
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert two_processes(tmp_path / "two", keys) == [0, 0]
     two = json.loads((tmp_path / "two" / "training_state.json").read_text())
     assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-5)
     assert (two["words_seen"], two["tokens_seen"]) == (one["words_seen"], one["tokens_seen"])
@@ -135,9 +176,23 @@ def test_two_processes_have_the_losses_of_one(keys, tmp_path, language_checkpoin
         pair = [load_file(tmp_path / folder / name / "model.safetensors") for folder in ("one", "two")]
         assert all(torch.allclose(pair[0][tensor], pair[1][tensor], atol=1e-5) for tensor in pair[0])
     assert not list((tmp_path / "two").glob("checkpoint-*"))
+    with monkeypatch.context() as patch:
+        die_at(2, patch)
+        assert two_processes(tmp_path / "killed", keys) == [-signal.SIGKILL] * 2
+    assert two_processes(tmp_path / "killed", keys, resume=True) == [0, 0]
+    assert all(same_weights(tmp_path / "killed" / name, tmp_path / "two" / name) for name in ("", "chck_60"))
 
 
-def fork_rank(rank: int, port: int, folder: Path, keys: dict) -> int:
+def two_processes(folder: Path, keys: dict, resume: bool = False) -> list[int]:
+    """Train with two processes; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [fork_rank(rank, port, folder, keys, resume) for rank in range(2)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def fork_rank(rank: int, port: int, folder: Path, keys: dict, resume: bool) -> int:
     """A child that trains as process `rank` of two, as `torchrun` would start it; its id."""
     pid = os.fork()
     if pid:
@@ -148,7 +203,7 @@ def fork_rank(rank: int, port: int, folder: Path, keys: dict) -> int:
             state._reset_state()
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run(folder, **keys, per_device_train_batch_size=2, ddp_backend="gloo")
+        run(folder, resume, **keys, per_device_train_batch_size=2, ddp_backend="gloo")
         code = 0
     finally:
         os._exit(code)

@@ -87,6 +87,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run; without one, begin.")
     ] = False,
+    push_to: Annotated[
+        str | None, typer.Option("--push-checkpoints", help="Publish each checkpoint, when it appears, as user/name.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +102,7 @@ def train(
     keys = parse_overrides(overrides or []) | ({"output_dir": str(output_dir)} if output_dir else {})
     made = read_recipe(recipe, keys)
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its losses
-        state = run(made, overwrite, resume)
+        state = run(made, overwrite, resume, push_to)
     if as_json:
         print(json.dumps(state))
     else:

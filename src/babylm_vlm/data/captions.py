@@ -1,4 +1,4 @@
-"""Captioned pictures: the `imagefolder` layout on disk, or a `datasets` set with image and caption columns."""
+"""Captioned pictures: the `imagefolder` or the challenge's layout on disk, or a `datasets` set with such columns."""
 
 import json
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from .organisers import ArrayFeatures, is_organisers_layout, read_organisers_captions
 from .pictures import HubPicture
 
 
@@ -25,15 +26,18 @@ class CaptionedPictures:
         pictures: paths or PIL images.
         captions: `(index into pictures, caption)`, in the order of the data.
         names: of the pictures: their paths in the folder, or the data set's row numbers.
+        features: of the pictures, where these are not there themselves (then `pictures` is empty).
     """
 
     pictures: Sequence[Path | Image.Image]
     captions: list[tuple[int, str]]
     names: list[str]
+    features: ArrayFeatures | None = None
 
 
 def read_captions(source: str, image_column: str = "image", caption_column: str = "text") -> CaptionedPictures:
-    """Read a local folder with `metadata.jsonl` (`file_name`, `text`), or the train split of a `datasets` set.
+    """Read a local folder with `metadata.jsonl` (`file_name`, `text`) or in the challenge's layout (organisers.py), or
+    the train split of a `datasets` set.
 
     A picture may have several captions: several rows of `metadata.jsonl`, or a list in the caption column.
 
@@ -41,7 +45,12 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
         FileNotFoundError: no such folder or data set, no `metadata.jsonl`, or a caption's picture is not there.
         ValueError: a row lacks a field or has no caption of words, or there is no row.
     """
-    if Path(source).exists() or source.startswith((".", "/")):
+    if is_organisers_layout(Path(source)):
+        texts, names, features = read_organisers_captions(Path(source))
+        for name, text in zip(names, texts, strict=True):
+            check_caption(text, f"{source}/{name}")
+        found = CaptionedPictures([], list(enumerate(texts)), names, features)
+    elif Path(source).exists() or source.startswith((".", "/")):
         found = _read_imagefolder(Path(source), caption_column)
     else:
         try:

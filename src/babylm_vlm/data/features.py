@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig, BabylmVlmModel
 from .captions import CaptionedPictures, open_picture, read_captions
+from .organisers import ArrayFeatures
 from .pictures import HubPicture
 
 PICTURES_A_FILE = 1024
@@ -65,7 +66,7 @@ class StoredFeatures:
         return torch.tensor(self.files[index // PICTURES_A_FILE][index % PICTURES_A_FILE])
 
 
-Features = torch.Tensor | StoredFeatures
+Features = torch.Tensor | StoredFeatures | ArrayFeatures
 
 
 def picture_features(
@@ -113,6 +114,8 @@ def store_features(
     """
     state = PartialState()
     found = read_captions(captions, image_column, caption_column)
+    if found.features is not None:
+        raise ValueError(f"{captions} holds features, and no pictures that a tower could see: train with it as it is.")
     model, image_processor = load_eyes(vision_tower, revision, layer, grid)
     model.to(state.device, torch.bfloat16 if state.device.type == "cuda" else torch.float32)
     description = describe_features(model, found)

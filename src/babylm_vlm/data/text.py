@@ -3,29 +3,34 @@
 import gzip
 import zlib
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
+from datasets import Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 WHITESPACE = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)  # all of Unicode's
+FILES = (".txt", ".gz", ".train", ".parquet")  # what ends so is no id of a `datasets` set
 CHUNK = 10_000  # sentences that are tokenized at a time
 
 
 def read_sentences(source: str, column: str = "text") -> list[str]:
-    """Non-empty lines of a `.txt` or `.txt.gz` file, or of the text column of a `datasets` set's train split.
+    """Non-empty lines of a text file (`.gz`: compressed), or of the text column of a `.parquet` file or of the train
+    split of a `datasets` set.
 
     Raises:
         FileNotFoundError: a file of that name is not there.
         ValueError: it holds no text, or cannot be read.
     """
-    if source.endswith((".txt", ".txt.gz")):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"There is no text file {source}: check the recipe's key 'text'.")
+    is_file = Path(source).is_file()
+    if source.endswith(FILES) and not is_file:
+        raise FileNotFoundError(f"There is no text file {source}: check the recipe's key 'text'.")
+    if is_file and not source.endswith(".parquet"):
         opener = gzip.open if source.endswith(".gz") else open
         try:
             with opener(source, "rt", encoding="utf-8") as file:
@@ -37,13 +42,27 @@ def read_sentences(source: str, column: str = "text") -> list[str]:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"The text file {source} is damaged ({error}).") from error
     else:
-        lines = [line for row in load_dataset(source, split="train")[column] for line in row.splitlines()]
+        lines = [line for text in _text_column(source, column) for line in (text or "").splitlines()]
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise ValueError(f"The corpus {source} is empty: it has no line with text.")
     if any("<image>" in sentence for sentence in sentences):
         raise ValueError(f"The corpus {source} holds the reserved word <image>: remove it.")
     return sentences
+
+
+def _text_column(source: str, column: str) -> Sequence[str | None]:
+    files = {"path": "parquet", "data_files": source} if source.endswith(".parquet") else {"path": source}
+    try:
+        rows = load_dataset(**files, split="train")
+    except (ValueError, DatasetGenerationError) as error:  # the first is also Arrow's
+        raise ValueError(f"The corpus {source} cannot be read ({error.__cause__ or error}).") from error
+    if rows.features.get(column) not in (Value("string"), Value("large_string")):
+        raise ValueError(
+            f"The corpus {source} has no column '{column}' of text: set 'text_column' to one of "
+            f"{', '.join(rows.column_names)}."
+        )
+    return rows[column]
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -29,7 +29,8 @@ from ..merging.plan import MergePlan, linear_plan_yaml, read_plan
 from ..merging.plots import plot_curve
 from ..merging.sweep import choose_alpha, load_dial, rule_of, score_alphas
 from ..training.recipe import read_recipe
-from ..training.train import hardware, train
+from ..training.speed import hardware
+from ..training.train import train
 from .report import TASKS, print_table, write_report
 from .scenes import VISION_TOWER, write_demo_data
 

@@ -205,6 +205,13 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"The repository {repo_id!r} needs its owner too: user/{repo_id}.")
 
 
+def check_repository(repo_id: str) -> None:
+    """Make the repository if there is none: a wrong name or token is found before long work. Raises as `push`."""
+    check_repo_id(repo_id)
+    with said_clearly(repo_id):
+        make_repository(HfApi(), repo_id, private=False)
+
+
 def _read_checkpoint(
     folder: Path, repo_id: str, branch: str, results: Path | None, published: Mapping[str, str]
 ) -> list[Revision]:

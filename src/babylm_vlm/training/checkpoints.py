@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from rich.console import Console
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,10 +29,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import new_folder, sync_folder
+from ..files import check_free_space, new_folder, sync_folder
 from ..hub.facts import STATE_FILE, read_json, write_trained_card
+from ..hub.push import push
+from ..model import BabylmVlmForConditionalGeneration
+from .record import plot_loss
 
 Processor = ProcessorMixin | PreTrainedTokenizerBase
 
@@ -43,6 +49,8 @@ class Checkpoints(TrainerCallback):
         processor: saved with every checkpoint.
         due: names of the checkpoints to leave after an update.
         describe: the training state after the update that `TrainerState` is at.
+        push_to: "user/name" on the Hub, where each checkpoint is published as a branch when it appears; a failure is
+            said once, and training goes on.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class Checkpoints(TrainerCallback):
         processor: Processor,
         due: dict[int, list[str]],
         describe: Callable[[TrainerState], dict],
+        push_to: str | None = None,
     ):
+        self.push_to, self.failed = push_to, False
         self.trainer, self.processor, self.due, self.describe = trainer, processor, due, describe
         self.output = Path(trainer.args.output_dir)
 
@@ -64,11 +74,26 @@ class Checkpoints(TrainerCallback):
         names = self.due.get(state.global_step, [])
         if names or control.should_save:
             check_weights(model, state.global_step, self.output)
+        weights = whole_weights(self.trainer) if names else None
         if not state.is_world_process_zero:
             return
         for name in names:
             with new_folder(self.output / name, overwrite=True, marker=STATE_FILE) as folder:
-                write_checkpoint(folder, self.trainer.model, self.processor, self.describe(state))
+                write_checkpoint(folder, self.trainer.model, weights, self.processor, self.describe(state))
+            if self.push_to:
+                self.publish(name)
+
+    def publish(self, name: str) -> None:
+        """Send a checkpoint to its branch."""
+        try:
+            push(self.output / name, self.push_to, revision=name)
+        except (OSError, ValueError) as error:
+            if not self.failed:
+                Console(stderr=True, soft_wrap=True, markup=False).print(
+                    f"Warning: {name} was not published: {error} Training goes on; at its end all is sent that is "
+                    "missing on the Hub."
+                )
+            self.failed = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Make the resume point that `Trainer` has just written the one that counts, and remove those before it."""
@@ -82,15 +107,33 @@ class Checkpoints(TrainerCallback):
         remove_resume_points(self.output, keep=point)
 
 
-def write_checkpoint(folder: Path, model: PreTrainedModel | PeftModel, processor: Processor, state: dict) -> None:
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that FSDP has cut up among the processes, all of which must call this; else None."""
+    if not trainer.is_fsdp_enabled:
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(trainer.model_wrapped, options=options)
+    if trainer.model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)  # gathered, it is no longer seen to be the embeddings
+    return weights
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, torch.Tensor] | None,
+    processor: Processor,
+    state: dict,
+) -> None:
     """A complete checkpoint: weights, tokenizer or processor, remote code, vision tower, state and model card.
 
-    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone.
+    Of a model with adapters the weights have them folded in, and `adapter/` holds them alone. `weights` stand in for
+    those of a model that is cut up.
     """
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / "adapter")
         model = deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     write_state(folder, state)
     write_trained_card(folder)
@@ -104,10 +147,15 @@ def write_state(folder: Path, state: dict) -> None:
     os.replace(draft, folder / STATE_FILE)
 
 
-def finish(output: Path, model: PreTrainedModel, processor: Processor, state: dict) -> None:
-    """Put the finished model into the run's folder, its state last."""
+def finish(output: Path, trainer: Trainer, processor: Processor, state: dict) -> None:
+    """Put the finished model into the run's folder, with the log and its curve, its state last."""
+    weights = whole_weights(trainer)
+    if not trainer.args.should_save:
+        return
     with new_folder(output / "final", overwrite=True, marker=STATE_FILE) as folder:
-        write_checkpoint(folder, model, processor, state)
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        plot_loss(trainer.state.log_history, folder / "training_curve.png")
+        write_checkpoint(folder, trainer.model, weights, processor, state)
     final = output / "final"
     for path in sorted(final.iterdir(), key=lambda path: path.name == STATE_FILE):
         target = output / path.name
@@ -121,6 +169,20 @@ def tidy(output: Path) -> None:
     """Remove from the folder of a finished run what only resuming needs."""
     shutil.rmtree(output / "final", ignore_errors=True)
     remove_resume_points(output)
+
+
+def check_space(output: Path, model: PreTrainedModel, due: dict[int, list[str]], step: int, resumable: bool) -> None:
+    """Raise OSError unless there is room for all that a run is still to write.
+
+    That is: a checkpoint for each name that is due after `step`, and the finished model, in fp32 and with the vision
+    tower if it is a local one; and of a resumable run two resume points of three numbers a weight, as Adam keeps two
+    moments, and one is there until the next is complete.
+    """
+    weights = 4 * model.num_parameters()
+    tower = model.model.local_tower() if isinstance(model, BabylmVlmForConditionalGeneration) else None
+    own = weights + (0 if tower is None else sum(file.stat().st_size for file in tower.glob("*")))
+    checkpoints = 1 + sum(len(names) for at, names in due.items() if at > step)
+    check_free_space(output, checkpoints * own + (2 * 3 * weights if resumable else 0))
 
 
 def resume_point(output: Path, step: int) -> Path:
@@ -193,5 +255,5 @@ def run_folder(output: Path, state: dict, mine: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if mine and {path.name for path in output.iterdir()} == {STATE_FILE}:
+        if mine and {path.name for path in output.iterdir()} <= {STATE_FILE, "runs"}:  # the second is TensorBoard's
             shutil.rmtree(output)

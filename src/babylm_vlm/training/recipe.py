@@ -2,12 +2,13 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 
 WHOLE_NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 WHOLE_NUMBERS += ("block_size", "vision_grid")
@@ -28,11 +29,13 @@ class Recipe:
         vocab_size: tokens of a new tokenizer.
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads: the decoder's
             shape, without an ancestor.
-        text: `.txt` / `.txt.gz` files (a sentence a line) or `datasets` ids.
-        text_column: of a `datasets` text set.
+        text: files of a sentence a line (`.gz`: compressed), `.parquet` files or `datasets` ids.
+        text_column: of a `.parquet` file or a `datasets` text set.
         text_words: use only the first sentences of each text, up to this many words; None: all.
         block_size: tokens in a row: text is cut into rows of it, captions are packed to rows of it.
-        captions: folder in `imagefolder` layout with `metadata.jsonl`, or a `datasets` id.
+        captions: folder in `imagefolder` layout with `metadata.jsonl`, folder in the challenge's layout
+            (`NAME_captions.json` with `NAME_dino_v2_states.npy`; only its width shows that it is of `vision_tower`),
+            or a `datasets` id.
         image_column, caption_column: of the captions.
         vision_tower: Hub id or folder of the frozen tower.
         vision_tower_revision: its branch, tag or commit on the Hub.
@@ -52,7 +55,8 @@ class Recipe:
             alone: scaled by α they give the merge with the ancestor at α. None: all weights are trained.
         projector_learning_rate: peak learning rate of the projector; None: the decoder's.
         embedding_learning_rate: peak learning rate of the word embeddings; None: the decoder's; 0: they stay.
-        training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast.
+        training: every other key, to `TrainingArguments`; `bf16: auto` means where it is fast. `report_to` is
+            TensorBoard where it is installed; `wandb`, `trackio` and the library's others will do.
     """
 
     model: str
@@ -85,6 +89,10 @@ class Recipe:
     projector_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     training: dict = field(default_factory=dict)
+
+    def keys(self) -> dict:
+        """All of it as flat keys, as in its YAML."""
+        return {key: value for key, value in asdict(self).items() if key != "training"} | self.training
 
 
 def read_recipe(path: Path, overrides: dict | None = None) -> Recipe:
@@ -146,6 +154,8 @@ def make_recipe(keys: dict, where: str) -> Recipe:
         raise ValueError(f"A language model needs 'text', a list of files or data sets, in {where}.")
     if recipe.lora is not None and recipe.init_from is None:
         raise ValueError(f"'lora' needs 'init_from', the model that adapters are added to, in {where}.")
+    if recipe.lora is not None and recipe.training.get("fsdp"):
+        raise ValueError(f"'lora' and 'fsdp' do not go together, in {where}: adapters are trained without it.")
     if recipe.model == "multimodal" and not recipe.captions:
         raise ValueError(f"A multimodal model needs 'captions', a folder or data set, in {where}.")
     return recipe
@@ -175,15 +185,19 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     Raises:
         ValueError: a value is of the wrong kind.
     """
-    keys = {"save_strategy": "no", "report_to": "none", "logging_steps": 10, "remove_unused_columns": False}
+    keys = {"save_strategy": "no", "logging_steps": 10, "remove_unused_columns": False}
+    keys["report_to"] = "tensorboard" if is_tensorboard_available() else "none"
     keys["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU wants it said
     keys.update(recipe.training)
     if keys.get("bf16") == "auto":
         keys["bf16"] = bf16_is_fast()
     try:
-        return TrainingArguments(output_dir=str(output_dir), **keys)
+        arguments = TrainingArguments(output_dir=str(output_dir), **keys)
     except (TypeError, ValueError) as error:
         raise ValueError(f"A training key of the recipe has a wrong value: {error}") from error
+    if missing := set(arguments.report_to) - set(get_available_reporting_integrations()):
+        raise ValueError(f"'report_to' names {', '.join(sorted(missing))}, which is not installed here: install it.")
+    return arguments
 
 
 def bf16_is_fast() -> bool:

@@ -6,12 +6,15 @@ budget, knows which updates leave a checkpoint, and reads the same rows in the s
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
+from ..data.captions import CaptionBlocks, CaptionRows
+from ..data.text import TextBlocks
 from .recipe import Recipe
 
 NEARLY = 0.95  # a corpus "of 10M words" rarely has exactly that many
@@ -96,6 +99,41 @@ class Schedule(Sampler[int]):
         for number in range(math.ceil(steps / self.updates)):
             read.append(read[-1][-1] + np.cumsum(counts[self.rows(number)], dtype=np.int64)[ends - 1])
         return np.concatenate(read)[: steps + 1]
+
+
+@dataclass
+class RunPlan:
+    """What a run reads, known before its first update.
+
+    Attributes:
+        schedule: the order of its rows.
+        steps: its updates.
+        words, tokens, epochs: (steps + 1,) seen after each update.
+        due: names of the checkpoints to leave after an update.
+    """
+
+    schedule: Schedule
+    steps: int
+    words: np.ndarray
+    tokens: np.ndarray
+    epochs: np.ndarray
+    due: dict[int, list[str]]
+
+
+def plan_run(
+    recipe: Recipe, arguments: TrainingArguments, text: TextBlocks | None, captions: CaptionRows | CaptionBlocks | None
+) -> RunPlan:
+    """The plan of a run over rows of text, of captions, or of both. Raises as its two parts below."""
+    nothing = np.zeros(0, dtype=int)
+    words = [nothing if rows is None else rows.words for rows in (text, captions)]
+    tokens = [nothing if rows is None else rows.tokens for rows in (text, captions)]
+    schedule, steps = make_schedule(recipe, arguments, *words)
+    words_seen, tokens_seen, rows_seen = (
+        schedule.read_after(counts, steps)
+        for counts in (np.concatenate(words), np.concatenate(tokens), np.ones(sum(map(len, words))))
+    )
+    due = checkpoint_steps(recipe.checkpoint_words, words_seen)
+    return RunPlan(schedule, steps, words_seen, tokens_seen, rows_seen / sum(map(len, words)), due)
 
 
 def make_schedule(
