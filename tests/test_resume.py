@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from babylm_vlm.files import sha256
 from babylm_vlm.training import checkpoints
+from babylm_vlm.training import train as trainer_module
 from babylm_vlm.training.recipe import make_recipe
 from babylm_vlm.training.train import TwinTrainer, train
 
@@ -121,6 +122,7 @@ MOMENTS = {
     "after a resume point": (TwinTrainer, "training_step", at_step(7, die)),
     "while a resume point is written": (checkpoints, "resume_point", die),
     "while a checkpoint is written": (checkpoints, "write_trained_card", die),
+    "after the last update": (trainer_module, "finish", die),
     "before a finished run is tidied": (checkpoints, "tidy", die),
 }
 

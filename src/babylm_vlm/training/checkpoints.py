@@ -103,7 +103,7 @@ class Checkpoints(TrainerCallback):
         point = resume_point(self.output, state.global_step)
         self.processor.save_pretrained(point)
         sync_folder(point)
-        write_state(self.output, self.describe(state))
+        write_state(self.output, self.describe(state) | {"finished": False})  # it is when `finish` has been there
         remove_resume_points(self.output, keep=point)
 
 

@@ -152,7 +152,8 @@ class TwinTrainer(Trainer):
         `mfu` is the model's FLOPs a second as a share of what this device's matrix multiplication was measured to do
         when the run began.
         """
-        (before, since), step, now = self.clock, self.state.global_step, time.monotonic()
+        step, now = self.state.global_step, time.monotonic()
+        before, since = self.clock or (step, now)  # a run that is resumed at its end makes no update
         words, tokens = (int(seen[step]) for seen in (self.plan.words, self.plan.tokens))
         logs |= {"words_seen": words, "tokens_seen": tokens}
         if step > before:
