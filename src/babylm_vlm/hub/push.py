@@ -188,7 +188,7 @@ def _bring_tower(revision: Revision) -> None:
     with named_source(tower, "vision_tower in config.json"):
         wanted = ["config.json", "preprocessor_config.json", *WEIGHTS]
         snapshot = snapshot_download(tower, revision=config.get("vision_tower_revision"), allow_patterns=wanted)
-    revision.files |= {f"{TOWER}/{path.name}": path for path in sorted(Path(snapshot).iterdir())}
+    revision.files.update({f"{TOWER}/{path.name}": path for path in sorted(Path(snapshot).iterdir())})
     config |= {"vision_tower": f"./{TOWER}", "vision_tower_revision": None}
     revision.files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
 
