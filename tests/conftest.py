@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -20,12 +21,14 @@ from hypothesis import HealthCheck, settings
 from local_hub import local_hub  # noqa: F401
 from pair_files import row, write_lines
 from PIL import Image
+from tqdm import tqdm
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration, BabylmVlmProcessor
 
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # its own is shared with forked processes, and stays taken when one is killed
 settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no deadline")  # on a busy machine a slow example is no error
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
