@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from local_hub import READ_TOKEN, TOKEN
 from safetensors.torch import load_file
 
@@ -233,14 +234,18 @@ def test_results_are_on_the_card_if_they_are_of_these_weights(local_hub, push, l
     digest = sha256(language_checkpoint / "model.safetensors")
     model = {"name": str(tmp_path / "language"), "weights_sha256": {"model.safetensors": digest}}
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"model": model, "tasks": {"blimp": row, "wug": other}}))
+    results.write_text(json.dumps({"model": model, "tasks": {"blimp_filtered": row, "yours": row, "wug": other}}))
     assert push(language_checkpoint, "--repo-id", NAME, "--results", results)[0] == 0
     files = local_hub.files(NAME)
     assert json.loads(files["results.json"])["model"]["name"] == "language"
     card = ModelCard(files["README.md"].decode())
-    assert "| blimp | 75.0 | 70.0 to 80.0 | 50.0 | 400 |" in card.text
-    (measured,) = card.data.eval_results
-    assert (measured.dataset_name, measured.metric_value) == ("blimp", 0.75)
+    assert "| blimp_filtered | 75.0 | 70.0 to 80.0 | 50.0 | 400 |" in card.text
+    assert {(one.dataset_name, one.metric_value) for one in card.data.eval_results} == {
+        ("blimp_filtered", 0.75),
+        ("yours", 0.75),
+    }
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/babylm.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("nyu-mll/blimp", "blimp_filtered", 0.75)
 
     model["weights_sha256"]["model.safetensors"] = "0" * 64
     results.write_text(json.dumps({"model": model, "tasks": {"blimp": row}}))

@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import validate_repo_id
 
 from ..files import named_source, weight_files, weights_sha256
-from .cards import FACTS_FILE, MARK, render_card, result_rows
+from .cards import FACTS_FILE, MARK, eval_results, render_card, result_rows
 
 TRAVELS = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
@@ -241,6 +241,8 @@ def _read_revision(folder: Path, repo_id: str, branch: str, results: Path, publi
     measured = _read_results(results, folder) if results.is_file() else None
     if measured:
         files["results.json"] = results
+        if entries := eval_results(measured):
+            files[".eval_results/babylm.yaml"] = yaml.safe_dump(entries, sort_keys=False).encode()
     files["README.md"] = _card(folder, repo_id, branch, measured, published)
     files = {path: fit_to_be_seen(path, source) for path, source in files.items()}
     tag = f"{branch}-{weights_sha256(folder)[:8]}" if branch.startswith("chck_") else None
