@@ -37,7 +37,7 @@ from .scenes import VISION_TOWER, write_demo_data
 HERE = Path(__file__).resolve().parent
 ANCESTOR = HERE / "ancestor"
 RECIPES = HERE.parent / "recipes"
-ALPHAS = [0.0, 0.2, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0]
+ALPHAS = [0.0, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0]
 ABILITIES = ("grammar", "grounded")  # that α is chosen by
 CHANCE = 0.5
 KEEP = 0.95
