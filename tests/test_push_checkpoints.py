@@ -30,9 +30,9 @@ def train(local_hub, tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"the red {thing} is big\n" for thing in "abcdefghijklmnop"))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**KEYS, "text": "text.txt", "output_dir": "run"}))
 
-    def train(name: str = NAME):
+    def train(*more: str):
         files = (tmp_path / "recipe.yaml", f"text={tmp_path / 'text.txt'}", "--output-dir", tmp_path / "run")
-        return local_hub.command("train", *files, "--push-checkpoints", name, cache=tmp_path / "cache")
+        return local_hub.command("train", *files, "--push-checkpoints", NAME, *more, cache=tmp_path / "cache")
 
     return train
 
@@ -60,6 +60,15 @@ def test_a_failed_upload_does_not_stop_training_and_is_made_up_for(local_hub, tr
     assert err.count("was not published") == 1
     assert arrived(local_hub, tmp_path / "run")
     assert all(arrived(local_hub, tmp_path / "run" / name, name) for name in ("chck_40", "chck_80"))
+
+
+def test_a_finished_run_whose_end_was_not_published_is_sent_when_resumed(local_hub, train, tmp_path):
+    local_hub.fail("POST", "/commit/main", status=403)
+    code, _, err = train()
+    assert code == 1 and "403" in err and (tmp_path / "run" / "model.safetensors").is_file()
+    code, _, err = train("--resume")
+    assert code == 0, err
+    assert arrived(local_hub, tmp_path / "run")
 
 
 def test_a_wrong_name_is_found_before_training(run_command, tmp_path):

@@ -40,8 +40,8 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to
     Args:
         recipe: what to train.
         overwrite: replace an earlier run in the output folder.
-        resume: go on with an unfinished run there, from its newest resume point; a finished one is left as it is, and
-            where there is none a new one begins.
+        resume: go on with an unfinished run there, from its newest resume point; a finished one is left as it is (what
+            the Hub lacks of it is sent), and where there is none a new one begins.
         push_to: "user/name" on the Hub: each checkpoint is published there when it appears, and in the end the run.
 
     Returns:
@@ -56,14 +56,16 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to
     started = time.monotonic()
     output = Path(recipe.output_dir)
     earlier = earlier_state(output) if resume else None
-    if earlier and earlier["finished"]:
-        tidy(output)
-        return earlier
     arguments = training_arguments(recipe, output)
-    if arguments.should_save and earlier is None:
-        check_new_folder(output, overwrite, STATE_FILE)
     if push_to and arguments.should_save:
         check_repository(push_to)
+    if earlier and earlier["finished"]:
+        tidy(output)
+        if push_to and arguments.should_save:
+            push(output, push_to)
+        return earlier
+    if arguments.should_save and earlier is None:
+        check_new_folder(output, overwrite, STATE_FILE)
     set_seed(arguments.seed)
     point = resume_point(output, earlier["steps"]) if earlier and earlier["steps"] else None
     run = prepare(recipe, arguments, point)
