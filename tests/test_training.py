@@ -344,6 +344,7 @@ def test_the_log_says_what_was_seen_and_how_fast_and_is_drawn(tmp_path):
     state = run(tmp_path / "run", **keys, max_steps=4, logging_steps=1)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [entry for entry in history if "loss" in entry]
+    assert state["final_loss"] == losses[-1]["loss"]  # not the run's mean
     seen = [entry["words_seen"] for entry in losses]
     assert [entry["step"] for entry in losses] == [1, 2, 3, 4] and seen == sorted(set(seen))
     assert (seen[-1], losses[-1]["tokens_seen"]) == (state["words_seen"], state["tokens_seen"])

@@ -162,9 +162,11 @@ def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]
 
 def write_cards(folders: dict[str, Path], plan: MergePlan, results: dict) -> None:
     """Put the test results on the cards of the three models."""
+    without = ", the captions without the pictures"
     rows = {
         name: [
-            {"task": f"{task} minimal pairs (demo)", "split": "test"}
+            {"task": f"{task} minimal pairs (demo{without if name == 'language' and task != 'grammar' else ''})"}
+            | {"split": "test"}
             | {key: measured[key] for key in ("accuracy", "interval", "chance", "items")}
             for task, measured in results["test"]["models"][name].items()
         ]

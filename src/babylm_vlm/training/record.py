@@ -56,7 +56,8 @@ class Record:
     def after(self, state: TrainerState) -> dict:
         """What is known after the update that `state` is at."""
         step, plan = state.global_step, self.plan
-        losses = [entry.get("loss", entry.get("train_loss")) for entry in state.log_history]
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        losses = losses or [entry["train_loss"] for entry in state.log_history if "train_loss" in entry]  # a short run
         return self.facts | {
             "finished": step == plan.steps,
             "epochs": round(float(plan.epochs[step]), 4),
