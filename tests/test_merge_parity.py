@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from babylm_vlm.files import weight_files
 from babylm_vlm.merging import linear_plan_yaml, merge, read_plan
+from babylm_vlm.merging.in_memory import as_tensor
 from babylm_vlm.merging.verify import verify
 from babylm_vlm.merging.weights import Weights
 
@@ -77,7 +78,7 @@ def ours(plan: dict, folder: Path, **options) -> dict[str, torch.Tensor]:
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
     weights = Weights(Path(folder))
-    return {name: weights.tensor(name) for name in weights.names}
+    return {name: as_tensor(weights.tensor(name)) for name in weights.names}
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

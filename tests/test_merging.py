@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from babylm_vlm.merging import interpolate, linear_plan_yaml, merge, read_plan
-from babylm_vlm.merging.linear import blend
+from babylm_vlm.merging import interpolate, kernel, linear_plan_yaml, merge, read_plan
+from babylm_vlm.merging.in_memory import blend, weighted_sum_of_arrays
+from babylm_vlm.merging.weights import dtype_of
 
 MERGE_CONFIGS = sorted((Path(__file__).parent.parent / "merge_configs").glob("*.yaml"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -139,6 +141,59 @@ def test_kernel_is_mergekits(weights, normalize, dtype, length):
     parameters = {"weight": {"a": weights[0], "b": weights[1]}, "normalize": normalize}
     (expected,) = get("linear")((TensorGroup.from_tensors([a, b], ids=["a", "b"]),), parameters=parameters)
     assert torch.equal(blend(a, b, weights, normalize), expected)
+
+
+def short_numbers(seed: int, length: int, bits: int, exponents: tuple[int, int]) -> torch.Tensor:
+    """fp32 numbers whose mantissas end after some bits, so that sums of them often lie halfway between two numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    mantissas = torch.randint(-(1 << bits), 1 << bits, (length,), generator=generator, dtype=torch.float64)
+    powers = torch.randint(min(exponents), max(exponents) + 1, (length,), generator=generator, dtype=torch.float64)
+    return (mantissas * 2.0 ** (powers - bits)).float()
+
+
+exponents = st.sampled_from([(-3, 3), (-30, 30), (-149, -120), (-150, -60), (-149, 60)]) | st.tuples(
+    st.integers(-149, 60), st.integers(-149, 60)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    weights=st.lists(
+        st.floats(-3, 3, width=32) | st.sampled_from([0.0, 0.5, 1.0, 2**-12, 3 * 2**-13]), min_size=1, max_size=4
+    ),
+    bits=st.integers(1, 24),
+    exponents=exponents,
+    dtype=st.sampled_from(sorted(DTYPES)),
+    normalize=st.booleans(),
+)
+def test_arithmetic_without_pytorch_is_the_same_to_the_bit(weights, bits, exponents, dtype, normalize):
+    tensors = [short_numbers(seed, 2001, bits, exponents).to(DTYPES[dtype]) for seed in range(len(weights))]
+    numpy_type = dtype_of(dtype)
+    arrays = [tensor.view(torch.uint8).numpy().view(numpy_type) for tensor in tensors]
+    try:
+        expected = weighted_sum_of_arrays(arrays, weights, normalize)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=str(error)):
+            kernel.weighted_sum(arrays, weights, normalize)
+        return
+    found = kernel.weighted_sum(arrays, weights, normalize)
+    unlike = found.view(np.uint8).reshape(2001, -1) != expected.view(np.uint8).reshape(2001, -1)
+    assert found.dtype == expected.dtype == numpy_type
+    assert not (unlike.any(axis=1) & ~(np.isnan(found) & np.isnan(expected))).any()
+
+
+@pytest.mark.parametrize(
+    ("odd", "factor"),
+    [(1 + 2**-23, 1 + 2**-23), ((2**22 + 1) * 2**-149, 2**-126 * (1 + 2**-23))],
+    ids=["normal", "subnormal"],
+)
+def test_arithmetic_without_pytorch_does_not_round_twice(odd, factor):
+    """An odd number plus a hair less than half a unit: fp64 rounds the sum to the half, fp32 would round that up."""
+    odd, factor, weight = np.float32([odd]), np.float32([factor]), 2**-24 * (1 - 2**-23)
+    twice = np.float32(np.float64(weight) * factor + odd)
+    once = kernel.weighted_sum([odd, factor], [1.0, weight], normalize=False)
+    assert once == odd != twice
+    assert once == torch.add(torch.from_numpy(odd), torch.from_numpy(factor), alpha=weight).numpy()
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -404,7 +459,7 @@ def assert_absent(*names): assert not set(names) & set(sys.modules), set(names) 
 import babylm_vlm.cli
 assert_absent("torch", "transformers", "huggingface_hub")
 import babylm_vlm.merging
-assert_absent("transformers", "mergekit", "peft")
+assert_absent("torch", "transformers", "mergekit", "peft")
 from babylm_vlm import BabylmVlmConfig
 from transformers import AutoConfig
 assert type(AutoConfig.for_model("babylm_vlm")) is BabylmVlmConfig

@@ -1,35 +1,39 @@
 """The streaming engine: read a block of every model, compute, hand on; memory does not grow with the checkpoint.
 
-- Two threads each read, compute and write whole blocks, so that reading, arithmetic and writing overlap.
-  torch and the system calls release the interpreter's lock; torch's own threads are off, blocks are small enough.
-- A NaN or an infinity anywhere is an error that names the tensor and the model. A block's sum tells whether there is
-  one, and only if there is one are elements looked at.
+- Three threads each read, compute and write whole blocks; only one writes at a time, and two are busy meanwhile.
+  Arithmetic and system calls release the interpreter's lock.
+- Importing PyTorch takes as long as merging hundreds of millions of weights without it: it is used for more than that.
+- A NaN or an infinity anywhere is an error that names the tensor and the model.
 - Embeddings that are matched by token need rows from anywhere, so those tensors are one block each.
 """
 
 import json
-import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
-from torch import Tensor
 from tqdm import tqdm
 
 from ..files import INDEX
-from .kernel import weighted_sum
+from .kernel import MOST_MODELS, convert, weighted_sum
 from .plan import MergePlan
 from .steps import Step
-from .weights import DTYPES, Weights
+from .weights import DTYPES, FLOATS, Weights, dtype_of, is_float
 
-BLOCK = 1 << 19
-"""Elements of a block: 2 MB in fp32, which stays in the processor's cache."""
+BLOCK = 1 << 18
+"""Elements of a block: 1 MB in fp32, which stays in the processor's cache."""
 
-THREADS = 2
+THREADS = 3
+
+PYTORCH_PAYS = 500_000_000
+"""Elements from which on a merge is faster with PyTorch, its import included."""
+
+WeightedSum = Callable[[Sequence[np.ndarray], Sequence[float], bool], np.ndarray]
 
 MAX_SHARD_SIZE = "5GB"
 """Largest weights file, as in huggingface_hub."""
@@ -41,7 +45,7 @@ def stream(
     steps: Sequence[Step],
     plan: MergePlan,
     weights: Sequence[Weights],
-    consume: Callable[[Step, int, Tensor], None],
+    consume: Callable[[Step, int, np.ndarray], None],
     label: str,
 ) -> None:
     """Compute every tensor block by block and hand each block on.
@@ -51,7 +55,7 @@ def stream(
         plan: gives normalization, dtype and the models' names.
         weights: of the plan's sources.
         consume: called as `consume(step, first, block)` with `block` holding the elements from `first` on, flat; from
-            two threads, in any order.
+            several threads, in any order.
         label: of the progress bar, which appears after two seconds.
 
     Raises:
@@ -60,19 +64,29 @@ def stream(
 
     def work(block: tuple[Step, int, int]) -> int:
         step, first, count = block
-        consume(step, first, _compute(step, plan, weights, first, count))
+        consume(step, first, _compute(step, plan, weights, first, count, add))
         return count * step.dtype.itemsize
 
-    threads = torch.get_num_threads()
+    add = _choose_kernel(steps, plan, weights)
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
-    with bar, ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with bar, ThreadPoolExecutor(THREADS) as pool:
         try:
             for done in pool.map(work, _blocks(steps)):
                 bar.update(done)
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+
+
+def _choose_kernel(steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]) -> WeightedSum:
+    """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch."""
+    elements = sum(step.elements for step in steps if not step.copied)
+    stored = {tensor.dtype for one in weights for tensor in one.stored.values()}
+    if elements <= PYTORCH_PAYS and len(plan.sources) <= MOST_MODELS and FLOATS["F64"] not in stored:
+        return weighted_sum
+    from .in_memory import weighted_sum_of_arrays
+
+    return weighted_sum_of_arrays
 
 
 def write_weights(
@@ -97,10 +111,11 @@ def write_weights(
     by_name = {step.name: step for step in steps}
     files: dict[str, int] = {}
     places: dict[str, tuple[int, int]] = {}
+    one_writer = threading.Lock()  # the system lets one thread at a time write to a file; the others would spin
 
-    def write(step: Step, first: int, block: Tensor) -> None:
+    def write(step: Step, first: int, block: np.ndarray) -> None:
         file, offset = places[step.name]
-        with _said(folder):
+        with one_writer, _said(folder):
             _write_all(file, block, offset + first * step.dtype.itemsize)
 
     try:
@@ -137,51 +152,55 @@ def _blocks(steps: Sequence[Step]) -> Iterator[tuple[Step, int, int]]:
             yield step, first, min(size, step.elements - first)
 
 
-def _compute(step: Step, plan: MergePlan, weights: Sequence[Weights], first: int, count: int) -> Tensor:
+def _compute(
+    step: Step, plan: MergePlan, weights: Sequence[Weights], first: int, count: int, add: WeightedSum
+) -> np.ndarray:
     """Elements `first` to `first + count` of the merged tensor, flat."""
     if step.vocabulary:
         blocks = [_aligned(step, plan, weights, place) for place in step.sources]
     else:
-        blocks = [_convert(weights[place].stored[step.name].read(first, count), plan) for place in step.sources]
+        blocks = [_to_plan(weights[place].stored[step.name].read(first, count), plan) for place in step.sources]
     if step.copied:
         merged = blocks[0]
     else:
         try:
-            merged = weighted_sum(blocks, step.weights, plan.normalize)
+            merged = add(blocks, step.weights, plan.normalize)
         except ValueError as error:
             raise ValueError(f"{step.name}: {error}") from error
-    merged = merged.to(step.dtype)
+    merged = convert(merged, step.dtype)
     if not _is_finite(merged):
         _raise_not_finite(step, plan, blocks)
     return merged
 
 
-def _convert(tensor: Tensor, plan: MergePlan) -> Tensor:
-    """To the dtype that the plan merges in; integers stay."""
-    return tensor.to(getattr(torch, plan.dtype)) if plan.dtype and tensor.is_floating_point() else tensor
+def _to_plan(array: np.ndarray, plan: MergePlan) -> np.ndarray:
+    """In the dtype that the plan merges in; integers stay."""
+    return convert(array, dtype_of(plan.dtype)) if plan.dtype else array
 
 
-def _aligned(step: Step, plan: MergePlan, weights: Sequence[Weights], place: int) -> Tensor:
+def _aligned(step: Step, plan: MergePlan, weights: Sequence[Weights], place: int) -> np.ndarray:
     vocabulary = step.vocabulary
-    own, base = (_convert(weights[model].tensor(step.name), plan) for model in (place, vocabulary.base))
+    own, base = (_to_plan(weights[model].tensor(step.name), plan) for model in (place, vocabulary.base))
     return vocabulary.align(own, place, base).flatten()
 
 
-def _is_finite(block: Tensor) -> bool:
-    if not block.is_floating_point():
+def _is_finite(block: np.ndarray) -> bool:
+    """Whether no exponent is all ones, which is faster than `isfinite` for 16 bits."""
+    if not is_float(block.dtype):
         return True
-    exact = torch.float64 if block.dtype == torch.float64 else torch.float32
-    return math.isfinite(block.sum(dtype=exact).item()) or bool(torch.isfinite(block).all())
+    unsigned = f"u{block.dtype.itemsize}"
+    infinity = np.array(np.inf, block.dtype).view(unsigned) << 1  # the sign is shifted out
+    return bool((block.view(unsigned) << 1).max(initial=0) < infinity)
 
 
-def _raise_not_finite(step: Step, plan: MergePlan, blocks: Sequence[Tensor]) -> None:
+def _raise_not_finite(step: Step, plan: MergePlan, blocks: Sequence[np.ndarray]) -> None:
     for place, block in zip(step.sources, blocks, strict=True):
-        if not torch.isfinite(block).all():
+        if not np.isfinite(block).all():
             raise ValueError(
                 f"{plan.sources[place].name} holds NaN or infinity in the tensor {step.name}; its training went wrong "
                 "or the file is damaged, so it is not merged."
             )
-    raise ValueError(f"The merged tensor {step.name} does not fit into {str(step.dtype).removeprefix('torch.')}.")
+    raise ValueError(f"The merged tensor {step.name} does not fit into {step.dtype.name}.")
 
 
 def _write_header(file: int, steps: Sequence[Step]) -> dict[str, int]:
@@ -201,8 +220,8 @@ def _write_header(file: int, steps: Sequence[Step]) -> dict[str, int]:
     return {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
 
-def _write_all(file: int, block: Tensor, offset: int) -> None:
-    buffer = memoryview(block.view(torch.uint8).numpy())
+def _write_all(file: int, block: np.ndarray, offset: int) -> None:
+    buffer = memoryview(block.view(np.uint8))
     while buffer:
         size = os.pwrite(file, buffer, offset)
         buffer, offset = buffer[size:], offset + size

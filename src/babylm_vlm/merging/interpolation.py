@@ -5,9 +5,9 @@
 - A pass goes block by block: a block's intermediate results stay in the CPU's cache, or the GPU's. PyTorch shares each
   operation among its threads. Nothing is allocated.
 - The ends are kept in fp32 (fp64 where a checkpoint is fp64), which holds 16-bit weights exactly.
-- The arithmetic is that of `linear.blend`, rounded to the dtype of the merged file and then to that of the live model:
-  the live weights are, bit for bit, those of `from_pretrained(merged folder, dtype=dtype of the live model)`, at every
-  alpha. Without a cast between file and model this is equality with the file itself.
+- The arithmetic is that of `in_memory.blend`, rounded to the dtype of the merged file and then to that of the live
+  model: the live weights are, bit for bit, those of `from_pretrained(merged folder, dtype=dtype of the live model)`,
+  at every alpha. Without a cast between file and model this is equality with the file itself.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import babylm_vlm.model  # noqa: F401  (registers the multimodal model with the Auto classes)
 
+from .in_memory import as_tensor
 from .plan import PROJECTOR, check_alpha
 from .weights import Weights
 
@@ -183,7 +184,7 @@ def check_match(parameters: Mapping[str, Tensor], multimodal: Mapping[str, Tenso
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder as they are stored. Raises as `Weights`."""
     weights = Weights(folder)
-    return {name: weights.tensor(name) for name in weights.names}
+    return {name: as_tensor(weights.tensor(name)) for name in weights.names}
 
 
 def check_vocabularies(multimodal: Path, language: Path) -> None:

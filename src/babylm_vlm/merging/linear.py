@@ -1,8 +1,7 @@
-"""Merge checkpoints into a checkpoint, and two state dicts into a state dict.
+"""Merge checkpoints into a checkpoint.
 
-- One kernel serves files and memory (`kernel.py`), so a sweep in memory scores exactly what a merge writes.
-- A merge is checked before anything is written (`preflight.py`, `steps.py`), streamed (`engine.py`), completed with
-  everything that is not weights (`output.py`) and put in place by one rename: it is whole or not there.
+A merge is checked before anything is written (`preflight.py`, `steps.py`), streamed (`engine.py`), completed with
+everything that is not weights (`output.py`) and put in place by one rename: it is whole or not there.
 """
 
 import logging
@@ -11,20 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
-from ..files import check_free_space, check_new_folder, new_folder, sync_folder
+from ..files import check_free_space, check_new_folder, hashed_meanwhile, new_folder, sync_folder
 from .delegate import completing_steps, folded_adapters, run_mergekit
 from .engine import MAX_SHARD_SIZE, write_weights
-from .kernel import blend
 from .output import PLAN_FILE, check_overlap, copy_rest, set_vocabulary_size, take_tokenizer
-from .plan import PROJECTOR, MergePlan, Source, check_alpha
+from .plan import MergePlan, Source
 from .preflight import check_models, warn_of_strangers
-from .steps import Step, plan_steps, shape_error
+from .steps import Step, plan_steps
 from .vocabulary import describe_match, match_tokens
 from .weights import Weights
-
-__all__ = ["blend", "interpolate", "merge", "preflight"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ def merge(
     allow_missing: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
-) -> None:
+) -> dict[Path, str]:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
     Everything of the base model but its weights, model card and training state is copied along, and the plan is stored
@@ -49,6 +43,9 @@ def merge(
         allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
+
+    Returns:
+        Hash of the weights (`weights_sha256`) of every model that was merged, by its folder.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
@@ -63,7 +60,8 @@ def merge(
         steps, weights = preflight(folded, allow_missing)
         size = sum(step.bytes for step in steps)
         check_free_space(output_dir, size if plan.native else 2 * size)  # mergekit's result and its completion
-        with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
+        parents = [source.folder for source in plan.sources]
+        with hashed_meanwhile(parents) as hash_of, new_folder(output_dir, overwrite, PLAN_FILE) as folder:
             copy_rest(folded, folder)
             if plan.native:
                 write_weights(steps, folded, weights, folder, max_shard_size)
@@ -71,6 +69,7 @@ def merge(
                 _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
             set_vocabulary_size(folder)
             sync_folder(folder)
+            return {parent: hash_of(parent) for parent in parents}
 
 
 def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:
@@ -126,49 +125,3 @@ def _log_missing(plan: MergePlan, weights: Sequence[Weights], steps: Sequence[St
         if lacking:
             names = " and ".join(plan.sources[place].name for place in step.sources)
             log.warning("%s is not in %s: %s %s.", step.name, " and ".join(lacking), step.operation, names)
-
-
-def interpolate(multimodal: dict[str, Tensor], language: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Merge two state dicts in memory, bit for bit as `merge` does with the plan of `linear_plan_yaml`.
-
-    Args:
-        multimodal: its tensors; those of the projector are copied.
-        language: must have every other tensor of `multimodal`, in the same shape, and none besides.
-        alpha: weight of the multimodal model; at 1 its tensors are returned exactly, at 0 the language model's.
-
-    Returns:
-        New tensors, under the names of `multimodal`. The inputs are not changed.
-
-    Raises:
-        ValueError: alpha is not between 0 and 1, or the tensors do not match.
-    """
-    check_alpha(alpha)
-    alpha = float(alpha)
-    decoder = {name for name in multimodal if PROJECTOR not in name}
-    unmatched = sorted(decoder ^ {name for name in language if PROJECTOR not in name})
-    if unmatched:
-        raise ValueError(f"Only one of the two models has {_some(unmatched)}; both need the same decoder tensors.")
-    merged = {}
-    for name, tensor in multimodal.items():
-        if name not in decoder or alpha == 1.0:
-            merged[name] = tensor.clone()
-            continue
-        if tensor.shape != language[name].shape:
-            raise ValueError(shape_error(name, tensor.shape, language[name].shape))
-        if alpha == 0.0:
-            merged[name] = language[name].clone()
-        else:
-            merged[name] = _blend_named(name, tensor, language[name], (alpha, 1 - alpha))
-    return merged
-
-
-def _blend_named(name: str, a: Tensor, b: Tensor, weights: tuple[float, float], normalize: bool = True) -> Tensor:
-    """`blend`, with the tensor's name in its errors."""
-    try:
-        return blend(a, b, weights, normalize)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"

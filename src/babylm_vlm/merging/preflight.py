@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import weights_sha256
 from .plan import MergePlan, Source
 from .weights import Weights
@@ -122,9 +124,9 @@ def _likeness(a: Weights, b: Weights) -> tuple[float, float]:
     cosines, distances = [], []
     for name in chosen:
         count = min(a.stored[name].elements, SAMPLED_ELEMENTS)
-        one, other = (weights.stored[name].read(0, count).double() for weights in (a, b))
-        cosines.append(float(one @ other / (one.norm() * other.norm())))
-        distances.append(float((one - other).norm() / one.norm()))
+        one, other = (weights.stored[name].read(0, count).astype(np.float64) for weights in (a, b))
+        cosines.append(float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other))))
+        distances.append(float(np.linalg.norm(one - other) / np.linalg.norm(one)))
     mean = [sum(values) / len(values) if values else float("nan") for values in (cosines, distances)]
     return mean[0], mean[1]
 

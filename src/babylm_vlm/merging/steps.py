@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
+import numpy as np
 
 from .plan import MergePlan
 from .vocabulary import Vocabulary, is_indexed_by_token
-from .weights import Weights
+from .weights import Weights, dtype_of, is_float
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -39,7 +39,7 @@ class Step:
     sources: tuple[int, ...]
     weights: tuple[float, ...]
     copied: bool
-    dtype: torch.dtype
+    dtype: np.dtype
     shape: tuple[int, ...]
     vocabulary: Vocabulary | None = None
 
@@ -109,7 +109,7 @@ def describe(steps: Sequence[Step], plan: MergePlan) -> list[dict[str, Any]]:
             "operation": "copy" if step.copied else "interpolate" if plan.native else plan.method,
             "sources": [plan.sources[place].name for place in step.sources],
             "weights": list(step.weights),
-            "dtype": str(step.dtype).removeprefix("torch."),
+            "dtype": step.dtype.name,
             "shape": list(step.shape),
         }
         for step in sorted(steps, key=lambda step: step.name)
@@ -198,14 +198,14 @@ def shape_error(
     return f"The tensor {name} has the shape {tuple(a)} in {models[0]} and {tuple(b)} in {models[1]}{hint}."
 
 
-def _dtype(name: str, plan: MergePlan, weights: Sequence[Weights], sources: tuple[int, ...]) -> torch.dtype:
+def _dtype(name: str, plan: MergePlan, weights: Sequence[Weights], sources: tuple[int, ...]) -> np.dtype:
     stored = [weights[place].stored[name].dtype for place in sources]
-    if len(set(stored)) > 1 and not (plan.dtype and all(dtype.is_floating_point for dtype in stored)):
+    if len(set(stored)) > 1 and not (plan.dtype and all(map(is_float, stored))):
         other = next(place for place, dtype in zip(sources, stored, strict=True) if dtype != stored[0])
-        names = [str(dtype).removeprefix("torch.") for dtype in (stored[0], weights[other].stored[name].dtype)]
+        names = [dtype.name for dtype in (stored[0], weights[other].stored[name].dtype)]
         raise ValueError(
             f"The tensor {name} is {names[0]} in {plan.sources[sources[0]].name} and {names[1]} in "
             f"{plan.sources[other].name}; say in the plan to what both are converted first, such as dtype: float32."
         )
     wanted = plan.out_dtype or plan.dtype
-    return getattr(torch, wanted) if wanted and stored[0].is_floating_point else stored[0]
+    return dtype_of(wanted) if wanted and is_float(stored[0]) else stored[0]

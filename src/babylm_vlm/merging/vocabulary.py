@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from .plan import MergePlan
 from .weights import Weights
@@ -32,14 +31,14 @@ class Vocabulary:
 
     size: int
     base: int
-    rows: tuple[Tensor, ...]
+    rows: tuple[np.ndarray, ...]
 
-    def align(self, tensor: Tensor, model: int, base_tensor: Tensor) -> Tensor:
+    def align(self, tensor: np.ndarray, model: int, base_tensor: np.ndarray) -> np.ndarray:
         """The rows of a model's tensor in the order of the base's tokens; those that it lacks are the base's."""
         rows = self.rows[model]
         lacking = rows < 0
-        aligned = tensor[rows.clamp(min=0)]
-        aligned[lacking] = base_tensor[self.rows[self.base][lacking]].to(aligned.dtype)
+        aligned = tensor[rows.clip(min=0)]
+        aligned[lacking] = base_tensor[self.rows[self.base][lacking]]
         return aligned
 
 
@@ -66,7 +65,7 @@ def match_tokens(plan: MergePlan, weights: Sequence[Weights]) -> Vocabulary:
         )
     order = sorted(own, key=own.__getitem__)
     rows = [
-        torch.tensor([numbers[token] if numbers.get(token, count) < count else -1 for token in order])
+        np.array([numbers[token] if numbers.get(token, count) < count else -1 for token in order])
         for numbers, count in zip(tokens, counts, strict=True)
     ]
     return Vocabulary(size=len(own), base=base, rows=tuple(rows))

@@ -11,18 +11,31 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import torch
+import ml_dtypes
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ..files import INDEX, weight_files, weight_map
 
-DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U8": torch.uint8, "BOOL": torch.bool},
+FLOATS = {
+    **{"F64": np.dtype(np.float64), "F32": np.dtype(np.float32)},
+    **{"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)},
 }
-"""Names of dtypes in a safetensors header."""
+DTYPES = FLOATS | {
+    **{"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8)},
+    **{"U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
+}
+"""By their names in a safetensors header."""
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of floating-point numbers, bfloat16 included."""
+    return dtype in FLOATS.values()
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The dtype of a name as PyTorch and plans have it, such as "bfloat16"."""
+    return next(dtype for dtype in DTYPES.values() if dtype.name == name)
 
 
 @dataclass(frozen=True)
@@ -38,22 +51,22 @@ class StoredTensor:
 
     file: Path
     start: int
-    dtype: torch.dtype
+    dtype: np.dtype
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
         return prod(self.shape)
 
-    def read(self, first: int = 0, count: int | None = None) -> Tensor:
-        """`count` elements from the element `first` on, as a flat tensor; all of them by default.
+    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` elements from the element `first` on, as a flat array; all of them by default.
 
         Raises:
             ValueError: the file has become shorter than its header says.
         """
         count = self.elements - first if count is None else count
-        block = torch.empty(count, dtype=self.dtype)
-        buffer = memoryview(block.view(torch.uint8).numpy())
+        block = np.empty(count, self.dtype)
+        buffer = memoryview(block.view(np.uint8))
         offset, done = self.start + first * self.dtype.itemsize, 0
         with open(self.file, "rb", buffering=0) as file:
             while done < len(buffer):
@@ -95,7 +108,7 @@ class Weights:
         """Shape of a tensor, without reading it."""
         return self.stored[name].shape
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> np.ndarray:
         """A tensor as it is stored."""
         stored = self.stored[name]
         return stored.read().reshape(stored.shape)
