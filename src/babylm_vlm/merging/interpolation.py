@@ -25,7 +25,7 @@ from .in_memory import as_tensor
 from .plan import PROJECTOR, check_alpha
 from .weights import Weights
 
-CPU_BLOCK = 1 << 18  # elements of a block, for each thread: 1 MB in fp32
+CPU_BLOCK = 1 << 19  # elements of a block, for each thread: 2 MB in fp32
 GPU_BLOCK = 1 << 23
 
 
