@@ -40,7 +40,8 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], normalize:
         return first.clone()
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     zero = torch.zeros((), dtype=exact, device=tensors[0].device)
-    merged = torch.add(zero, tensors[0].to(exact), alpha=weights[0])
+    first = tensors[0].to(exact)
+    merged = torch.add(zero, first, alpha=weights[0], out=None if first is tensors[0] else first)
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         merged.add_(tensor.to(exact), alpha=weight)
     if normalize:
