@@ -54,7 +54,9 @@ def test_captions_with_their_pictures(tiny_multimodal, multimodal_checkpoint):
     chunked = BabylmVlmForConditionalGeneration.from_pretrained(multimodal_checkpoint).eval()
     use_chunked_loss(chunked)
     image = processor.tokenizer.image_token * 4
-    ids = processor.tokenizer([f"{image} the cat sat", f"{image} a red cat is under"], padding=True, return_tensors="pt")
+    ids = processor.tokenizer(
+        [f"{image} the cat sat", f"{image} a red cat is under"], padding=True, return_tensors="pt"
+    )
     ignored = (ids["attention_mask"] == 0) | (ids["input_ids"] == plain.config.image_token_id)
     labels = ids["input_ids"].masked_fill(ignored, IGNORED)
     assert_same_loss(plain, chunked, **ids, labels=labels, image_features=torch.randn(2, 4, 16))
