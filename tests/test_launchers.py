@@ -13,22 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import TINY_RUN
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-RECIPE = {
-    "model": "language",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "block_size": 16,
-    "per_device_train_batch_size": 2,
-    "checkpoint_words": [100],
-    "save_strategy": "steps",
-    "save_steps": 5,
-    "disable_tqdm": True,
-}
+RECIPE = {**TINY_RUN, "checkpoint_words": [100], "save_strategy": "steps", "save_steps": 5}
 SRUN = """#!/usr/bin/env bash
 # A task on each of two nodes, which are both this machine.
 "$@" &

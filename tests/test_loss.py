@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import TINY_RUN
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from babylm_vlm.data.packing import IGNORED
@@ -65,9 +66,7 @@ def test_captions_with_their_pictures(tiny_multimodal, multimodal_checkpoint):
 @pytest.mark.parametrize("more", [{"gradient_accumulation_steps": 2}, {"embedding_learning_rate": 0.0}])
 def test_a_run_has_the_loss_of_plain_transformers(tmp_path, monkeypatch, more):
     (tmp_path / "text.txt").write_text("".join(f"the red {thing} is big\n" for thing in "abcdefghijklmnop"))
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    keys = {"model": "language", "text": str(tmp_path / "text.txt"), "vocab_size": 300, "block_size": 16, **shape}
-    keys |= {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 2, "disable_tqdm": True, **more}
+    keys = {**TINY_RUN, "text": str(tmp_path / "text.txt"), "max_steps": 4, "logging_steps": 1, **more}
     ours = train(make_recipe({**keys, "output_dir": str(tmp_path / "ours")}, "the test"))
     monkeypatch.setattr("babylm_vlm.training.train.use_chunked_loss", lambda model: None)
     plain = train(make_recipe({**keys, "output_dir": str(tmp_path / "plain")}, "the test"))
