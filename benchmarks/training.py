@@ -1,6 +1,6 @@
 """What packing, stored features and the trainer are worth on this machine.
 
-    python benchmarks/training.py [--steps 5] [--only padding|tower|text] [--json FILE] [--tiny]
+    python benchmarks/training.py [--steps 3] [--rounds 3] [--only padding|tower|text] [--json FILE] [--tiny]
 
 Both sides of every comparison run in one process, with HF `Trainer`, on the same samples, in bf16 where the machine
 multiplies it in hardware and else in fp32:
@@ -115,6 +115,7 @@ class Setting:
 
     tiny: bool
     steps: int
+    rounds: int
     batch: int  # captions in an update
     lines: list[str]
     tokenizer: PreTrainedTokenizerBase
@@ -131,14 +132,14 @@ class Setting:
         return self.steps * self.batch * float(self.captions.words.mean())
 
 
-def setting(tiny: bool, steps: int) -> Setting:
+def setting(tiny: bool, steps: int, rounds: int) -> Setting:
     lines = read_sentences(str(Path(demo.HERE) / "data" / "text" / "train.txt.gz"))
     lines = lines[:2000] if tiny else lines
     tokenizer = train_tokenizer(lines, 400 if tiny else 8192)
     shape = (TINY if tiny else SHAPE) | {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
     batch = 8 if tiny else 160
     captions = CaptionRows(list(enumerate(lines[: batch * 4])), torch.randn(batch * 4, 1, 768), tokenizer)
-    return Setting(tiny, steps, batch, lines, tokenizer, shape, captions)
+    return Setting(tiny, steps, rounds, batch, lines, tokenizer, shape, captions)
 
 
 def ours(model: torch.nn.Module) -> torch.nn.Module:
@@ -155,8 +156,12 @@ def with_eyes(given: Setting, tower: str) -> BabylmVlmForConditionalGeneration:
     return BabylmVlmForConditionalGeneration(config)
 
 
-def caption_seconds(given: Setting, model: torch.nn.Module, rows: Dataset, collator: PackingCollator) -> float:
-    return seconds(model, rows, collator, given.batch, given.steps, warmup=1, bf16=bf16_is_fast())
+def best_seconds(given: Setting, *sides: tuple) -> list[float]:
+    """Of each side (model, rows, collator, batch) the best of some rounds, in which the sides take turns."""
+    rounds = [
+        [seconds(*side, given.steps, warmup=1, bf16=bf16_is_fast()) for side in sides] for _ in range(given.rounds)
+    ]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def compare_padding(given: Setting) -> dict:
@@ -164,8 +169,11 @@ def compare_padding(given: Setting) -> dict:
     alone = PackingCollator(given.tokenizer, 1)
     first = [given.captions[i] for i in range(given.batch)]
     cells = [collator(first)["input_ids"].numel() for collator in (alone, given.packed)]
-    slow = caption_seconds(given, with_eyes(given, "none"), given.captions, alone)
-    fast = caption_seconds(given, ours(with_eyes(given, "none")), given.captions, given.packed)
+    fast, slow = best_seconds(
+        given,
+        (ours(with_eyes(given, "none")), given.captions, given.packed, given.batch),
+        (with_eyes(given, "none"), given.captions, alone, given.batch),
+    )
     return {
         "packed_words_per_second": given.words / fast,
         "padded_words_per_second": given.words / slow,
@@ -179,9 +187,12 @@ def compare_tower(given: Setting) -> dict:
     pixels = 28 if given.tiny else 224
     with tempfile.TemporaryDirectory() as tower:
         Dinov2Model(Dinov2Config(image_size=pixels, **(TINY_TOWER if given.tiny else {}))).save_pretrained(tower)
-        model = ours(with_eyes(given, tower))
-        fast = caption_seconds(given, model, given.captions, given.packed)
-        slow = caption_seconds(given, model, PixelRows(given.captions, pixels), PixelCollator(given.tokenizer, BLOCK))
+        model, pictures = ours(with_eyes(given, tower)), PixelRows(given.captions, pixels)
+        fast, slow = best_seconds(
+            given,
+            (model, given.captions, given.packed, given.batch),
+            (model, pictures, PixelCollator(given.tokenizer, BLOCK), given.batch),
+        )
     return {
         "stored_words_per_second": given.words / fast,
         "tower_words_per_second": given.words / slow,
@@ -195,7 +206,7 @@ def measure_text(given: Setting) -> dict:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model, text = LlamaForCausalLM(LlamaConfig(**given.shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
     before = matmul_rate(dtype, device, rounds=50)
-    taken = seconds(ours(model), text, given.packed, 32, given.steps, warmup=1, bf16=bf16_is_fast())
+    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32))
     peak = max(before, matmul_rate(dtype, device, rounds=50))
     tokens = given.steps * 32 * BLOCK
     return {
@@ -213,12 +224,13 @@ COMPARISONS = {"padding": compare_padding, "tower": compare_tower, "text": measu
 def main() -> None:
     """Print a table; with `--json` add the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="updates in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the best counts, on both sides")
     parser.add_argument("--only", choices=COMPARISONS, help="one comparison instead of all")
     parser.add_argument("--json", type=Path, help="file whose entry of each comparison is replaced")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    given = setting(options.tiny, options.steps)
+    given = setting(options.tiny, options.steps, options.rounds)
     precision = "bf16" if bf16_is_fast() else "fp32"
     found = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
     table = Table("comparison", "number", title=f"{hardware()}, torch {torch.__version__}, {precision}")
@@ -226,7 +238,7 @@ def main() -> None:
     for name in [options.only] if options.only else COMPARISONS:
         numbers = COMPARISONS[name](given)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # of the process so far
-        numbers |= {"updates": options.steps, "peak_memory_gb": peak}
+        numbers |= {"updates": options.steps, "rounds": options.rounds, "peak_memory_gb": peak}
         found[name] = numbers | {"device": hardware(), "torch": torch.__version__, "precision": precision}
         for key, value in numbers.items():
             table.add_row(name, key.replace("_", " "), f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
