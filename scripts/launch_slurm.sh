@@ -4,8 +4,8 @@
 #   sbatch --nodes 2 --gpus-per-node 4 scripts/launch_slurm.sh strict.yaml "text=[a.txt.gz]" --output-dir runs/strict
 #
 # Five minutes before its time is over, SLURM sends SIGTERM, and the run leaves a resume point: torchrun waits four
-# minutes for it. Submit the same line
-# several times with `--dependency singleton`: each job goes on where the one before it stopped.
+# minutes for it. Submit the same line several times with `--dependency singleton`: each job goes on where the one
+# before it stopped.
 # `per_device_train_batch_size` is of one GPU. Add `fsdp=true` for models that do not fit on one.
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
