@@ -1,21 +1,25 @@
 """What packing, stored features and the trainer are worth on this machine.
 
-    python benchmarks/training.py [--steps 5] [--tiny]
+    python benchmarks/training.py [--steps 3] [--rounds 3] [--only padding|tower|text] [--json FILE] [--tiny]
 
-Both sides of every comparison run in one process, with HF `Trainer`, on the same samples:
+Both sides of every comparison run in one process, with HF `Trainer`, on the same samples, in bf16 where the machine
+multiplies it in hardware and else in fp32:
 
-- captions packed to rows, beside one caption a row with padding, at equal captions in an update;
-- the same with stored features, beside a vision tower of DINOv2-base's shape that runs in every step;
-- text: FLOPs of the model (6 for each parameter and token, and attention) a second, beside this machine's matrix
-  multiplication in the same precision.
+- padding: captions packed to rows, with our loss in chunks, beside one caption a row, padded to the longest of its
+  batch, in plain transformers, at equal captions in an update (sentences of the demo's text stand for captions);
+- tower: packed captions with stored features, beside a vision tower of DINOv2-base's shape that runs in every step;
+- text: FLOPs of the model (6 for each parameter and token, and attention) a second, beside this machine's
+  multiplication of square matrices in the same precision.
 
 `--tiny` shows in a minute that all of it runs; its numbers mean nothing.
 """
 
 import argparse
+import json
 import resource
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +31,7 @@ from transformers import (
     Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -38,6 +43,7 @@ from babylm_vlm.data.packing import PackingCollator
 from babylm_vlm.data.text import TextBlocks, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration
+from babylm_vlm.training.loss import use_chunked_loss
 from babylm_vlm.training.recipe import bf16_is_fast
 from babylm_vlm.training.speed import flops_per_token, hardware, matmul_rate
 
@@ -103,58 +109,142 @@ def seconds(model: torch.nn.Module, rows: Dataset, collator, batch: int, steps: 
     return clock.seconds
 
 
+@dataclass
+class Setting:
+    """What all comparisons share: sizes, data and tokenizer."""
+
+    tiny: bool
+    steps: int
+    rounds: int
+    batch: int  # captions in an update
+    lines: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    shape: dict
+    captions: CaptionRows
+
+    @property
+    def packed(self) -> PackingCollator:
+        return PackingCollator(self.tokenizer, BLOCK)
+
+    @property
+    def words(self) -> float:
+        """Words of the captions that are read in all steps."""
+        return self.steps * self.batch * float(self.captions.words.mean())
+
+
+def setting(tiny: bool, steps: int, rounds: int) -> Setting:
+    lines = read_sentences(str(Path(demo.HERE) / "data" / "text" / "train.txt.gz"))
+    lines = lines[:2000] if tiny else lines
+    tokenizer = train_tokenizer(lines, 400 if tiny else 8192)
+    shape = (TINY if tiny else SHAPE) | {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    batch = 8 if tiny else 160
+    captions = CaptionRows(list(enumerate(lines[: batch * 4])), torch.randn(batch * 4, 1, 768), tokenizer)
+    return Setting(tiny, steps, rounds, batch, lines, tokenizer, shape, captions)
+
+
+def ours(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the loss that `babylm-vlm train` gives it."""
+    if not bf16_is_fast():
+        use_chunked_loss(model)
+    return model
+
+
+def with_eyes(given: Setting, tower: str) -> BabylmVlmForConditionalGeneration:
+    ids = {"bos_token_id": given.tokenizer.bos_token_id, "pad_token_id": given.tokenizer.pad_token_id}
+    ids["image_token_id"] = given.tokenizer.convert_tokens_to_ids("<image>")
+    config = BabylmVlmConfig(vision_tower=tower, vision_hidden_size=768, **ids, **given.shape)
+    return BabylmVlmForConditionalGeneration(config)
+
+
+def best_seconds(given: Setting, *sides: tuple) -> list[float]:
+    """Of each side (model, rows, collator, batch) the best of some rounds, in which the sides take turns."""
+    rounds = [
+        [seconds(*side, given.steps, warmup=1, bf16=bf16_is_fast()) for side in sides] for _ in range(given.rounds)
+    ]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def compare_padding(given: Setting) -> dict:
+    """Packed captions, beside one caption a row in plain transformers."""
+    alone = PackingCollator(given.tokenizer, 1)
+    first = [given.captions[i] for i in range(given.batch)]
+    cells = [collator(first)["input_ids"].numel() for collator in (alone, given.packed)]
+    fast, slow = best_seconds(
+        given,
+        (ours(with_eyes(given, "none")), given.captions, given.packed, given.batch),
+        (with_eyes(given, "none"), given.captions, alone, given.batch),
+    )
+    return {
+        "packed_words_per_second": given.words / fast,
+        "padded_words_per_second": given.words / slow,
+        "packed_is_faster_by": slow / fast,
+        "padded_tokens_for_a_packed_one": cells[0] / cells[1],
+    }
+
+
+def compare_tower(given: Setting) -> dict:
+    """Packed captions with stored features, beside a tower in every step."""
+    pixels = 28 if given.tiny else 224
+    with tempfile.TemporaryDirectory() as tower:
+        Dinov2Model(Dinov2Config(image_size=pixels, **(TINY_TOWER if given.tiny else {}))).save_pretrained(tower)
+        model, pictures = ours(with_eyes(given, tower)), PixelRows(given.captions, pixels)
+        fast, slow = best_seconds(
+            given,
+            (model, given.captions, given.packed, given.batch),
+            (model, pictures, PixelCollator(given.tokenizer, BLOCK), given.batch),
+        )
+    return {
+        "stored_words_per_second": given.words / fast,
+        "tower_words_per_second": given.words / slow,
+        "stored_is_faster_by": slow / fast,
+    }
+
+
+def measure_text(given: Setting) -> dict:
+    """Text in full rows, beside the machine's matrix multiplication, before and after."""
+    dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model, text = LlamaForCausalLM(LlamaConfig(**given.shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
+    before = matmul_rate(dtype, device, rounds=50)
+    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32))
+    peak = max(before, matmul_rate(dtype, device, rounds=50))
+    tokens = given.steps * 32 * BLOCK
+    return {
+        "parameters": model.num_parameters(),
+        "words_per_second": tokens / taken * float(text.words.sum() / text.tokens.sum()),
+        "gflops_per_second": tokens * flops_per_token(model, BLOCK) / taken / 1e9,
+        "matmul_gflops_per_second": peak / 1e9,
+        "share_of_matmul_rate": tokens * flops_per_token(model, BLOCK) / taken / peak,
+    }
+
+
+COMPARISONS = {"padding": compare_padding, "tower": compare_tower, "text": measure_text}
+
+
 def main() -> None:
-    """Print a table."""
+    """Print a table; with `--json` add the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="updates in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the best counts, on both sides")
+    parser.add_argument("--only", choices=COMPARISONS, help="one comparison instead of all")
+    parser.add_argument("--json", type=Path, help="file whose entry of each comparison is replaced")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    lines = read_sentences(str(Path(demo.HERE) / "data" / "text" / "train.txt.gz"))
-    lines = lines[:2000] if options.tiny else lines
-    tokenizer = train_tokenizer(lines, 400 if options.tiny else 8192)
-    shape = (TINY if options.tiny else SHAPE) | {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
-    language = LlamaForCausalLM(LlamaConfig(**shape))
-    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    ids["image_token_id"] = tokenizer.convert_tokens_to_ids("<image>")
-    batch, pixels = (8, 28) if options.tiny else (160, 224)  # captions in an update, and their pictures' sides
-    captions = CaptionRows(list(enumerate(lines[: batch * 4])), torch.randn(batch * 4, 1, 768), tokenizer)
-    words = options.steps * batch * captions.words.mean()
-    packed, alone = PackingCollator(tokenizer, BLOCK), PackingCollator(tokenizer, 1)
-
-    with tempfile.TemporaryDirectory() as tower:
-        Dinov2Model(Dinov2Config(image_size=pixels, **(TINY_TOWER if options.tiny else {}))).save_pretrained(tower)
-        eyes = BabylmVlmForConditionalGeneration(
-            BabylmVlmConfig(vision_tower=tower, vision_hidden_size=768, **ids, **shape)
-        )
-        sides = {
-            "captions packed, stored features": (captions, packed),
-            "captions one a row, padded": (captions, alone),
-            "captions packed, tower in every step": (PixelRows(captions, pixels), PixelCollator(tokenizer, BLOCK)),
-        }
-        times = {
-            name: seconds(eyes, *side, batch, options.steps, 1, bf16=bf16_is_fast()) for name, side in sides.items()
-        }
-    text = TextBlocks(lines, tokenizer, BLOCK)
-    taken = seconds(language, text, packed, 32, options.steps, warmup=1, bf16=bf16_is_fast())
-    tokens = options.steps * 32 * BLOCK
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    peak = matmul_rate(torch.bfloat16 if bf16_is_fast() else torch.float32, device)
-    rate = tokens * flops_per_token(language, BLOCK) / taken / peak
-
-    table = Table(title=f"{hardware()}, torch {torch.__version__}: {options.steps} updates")
-    for column in ("side", "words/s", "packed is faster by"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    ours = times["captions packed, stored features"]
-    for name, time_taken in times.items():
-        table.add_row(name, f"{words / time_taken:,.0f}", f"{time_taken / ours:.1f}x")
-    table.add_row("text", f"{tokens / taken * text.words.sum() / text.tokens.sum():,.0f}", "")
-    console = Console(width=110)
-    console.print(table)
+    given = setting(options.tiny, options.steps, options.rounds)
     precision = "bf16" if bf16_is_fast() else "fp32"
-    console.print(
-        f"Text, {language.num_parameters() / 1e6:.1f}M parameters: {rate:.0%} of the {precision} matmul rate. "
-        f"Peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB."
-    )
+    found = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
+    table = Table("comparison", "number", title=f"{hardware()}, torch {torch.__version__}, {precision}")
+    table.add_column("value", justify="right")
+    for name in [options.only] if options.only else COMPARISONS:
+        numbers = COMPARISONS[name](given)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # of the process so far
+        numbers |= {"updates": options.steps, "rounds": options.rounds, "peak_memory_gb": peak}
+        found[name] = numbers | {"device": hardware(), "torch": torch.__version__, "precision": precision}
+        for key, value in numbers.items():
+            table.add_row(name, key.replace("_", " "), f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
+    Console(width=110).print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

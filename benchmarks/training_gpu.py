@@ -9,6 +9,7 @@ on a CPU with a tiny model; its numbers mean nothing.
 """
 
 import argparse
+import gc
 
 import torch
 from rich.console import Console
@@ -24,7 +25,8 @@ SHAPES = {
     "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 TINY = {"tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}}
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # FLOP/s, dense bf16
+PEAK = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12}  # FLOP/s, dense bf16; first match
+PEAK |= {"A100": 312e12, "L40S": 362e12}
 STRICT_WORDS, TOKENS_A_WORD = 1_000_000_000, 1.35  # 100M words, ten passes; 16k vocabulary on BabyLM text
 OURS = {"bf16": True, "torch_compile": True, "optim": "adamw_torch_fused"}
 
@@ -33,6 +35,8 @@ def measure(shape: dict, vocabulary: int, length: int, batch: int, steps: int, k
     """Tokens a second, FLOPs a second and peak bytes of GPU memory."""
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape))
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(vocabulary, (batch * 4, length))]
+    gc.collect()  # the model before, whose memory would count as this one's
+    torch.compiler.reset()  # and its graphs, beside which this one's sizes would be taken to vary
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     taken, tokens = seconds(model, rows, default_data_collator, batch, steps, 5, **keys), steps * batch * length

@@ -22,6 +22,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from tqdm import tqdm
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+from babylm_vlm.training.recipe import bf16_is_fast
 
 MEAN = STD = [0.5, 0.5, 0.5]
 
@@ -122,7 +125,7 @@ def train(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress, group["peak"])
                 pixels = normalised(shifted(pictures[batch], options.shift, generator))
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):
                     features = pooled(tower, pixels)
                 logits = head(features.float())
                 loss = binary_cross_entropy_with_logits(logits, targets[batch].float(), reduction="none").sum(1).mean()
@@ -202,7 +205,7 @@ def save(tower: Dinov2Model, folder: Path, readme: str, overwrite: bool) -> None
     temporary.rename(folder)
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imagefolder", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
@@ -222,21 +225,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.output_dir.exists() and not options.overwrite:
         parser.error(f"{options.output_dir} is already there: give another folder or --overwrite.")
+    return options
 
-    torch.manual_seed(options.seed)
-    facts = read_facts(options.imagefolder)
-    names = sorted(facts)
-    order = torch.randperm(len(names)).tolist()
-    names = [names[i] for i in order]
-    held_out = max(1, len(names) // 15)
-    counts: dict[str, int] = {}
-    for name in names[held_out:]:
-        for fact in facts[name]:
-            counts[fact] = counts.get(fact, 0) + 1
-    vocabulary = sorted(fact for fact, count in counts.items() if count >= options.min_count)
-    pictures = load_pictures(options.imagefolder, names, options.image_size)
-    targets = fact_targets([facts[name] for name in names], vocabulary)
 
+def new_tower(options: argparse.Namespace) -> Dinov2Model:
+    """A tower with random weights."""
     config = Dinov2Config(
         hidden_size=options.hidden_size,
         num_hidden_layers=options.layers,
@@ -246,8 +239,29 @@ def main() -> None:
         patch_size=options.patch_size,
         initializer_range=options.hidden_size**-0.5,
     )
-    tower, head = Dinov2Model(config), nn.Linear(options.hidden_size, len(vocabulary))
+    tower = Dinov2Model(config)
     tower.set_attn_implementation("eager")  # on a CPU the backward pass of the fused attention is several times slower
+    return tower
+
+
+def frequent_facts(facts: list[list[str]], min_count: int) -> list[str]:
+    """Facts that hold in at least so many pictures, in alphabetical order."""
+    counts = Counter(fact for present in facts for fact in present)
+    return sorted(fact for fact, count in counts.items() if count >= min_count)
+
+
+def main() -> None:
+    options = read_options()
+    torch.manual_seed(options.seed)
+    facts = read_facts(options.imagefolder)
+    names = sorted(facts)
+    names = [names[i] for i in torch.randperm(len(names)).tolist()]
+    held_out = max(1, len(names) // 15)
+    vocabulary = frequent_facts([facts[name] for name in names[held_out:]], options.min_count)
+    pictures = load_pictures(options.imagefolder, names, options.image_size)
+    targets = fact_targets([facts[name] for name in names], vocabulary)
+
+    tower, head = new_tower(options), nn.Linear(options.hidden_size, len(vocabulary))
     with torch.no_grad():  # begin with how often each fact holds
         head.bias.copy_(targets[held_out:].float().mean(0).logit())
     start = time.monotonic()

@@ -7,21 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import TINY_RUN
 
 NAME = "someone/tiny"
-KEYS = {
-    "model": "language",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "block_size": 16,
-    "per_device_train_batch_size": 2,
-    "max_steps": 8,
-    "checkpoint_words": [40, 80],
-    "disable_tqdm": True,
-}
+KEYS = {**TINY_RUN, "max_steps": 8, "checkpoint_words": [40, 80]}
 
 
 @pytest.fixture

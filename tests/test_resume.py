@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import TINY_RUN
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from babylm_vlm.files import sha256
@@ -22,21 +23,13 @@ from babylm_vlm.training.recipe import make_recipe
 from babylm_vlm.training.train import TwinTrainer, train
 
 KEYS = {
-    "model": "language",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "block_size": 16,
-    "per_device_train_batch_size": 2,
+    **TINY_RUN,
     "gradient_accumulation_steps": 2,
     "learning_rate": 1.0e-2,
     "num_train_epochs": 3,
     "save_strategy": "steps",
     "save_steps": 3,
     "checkpoint_words": [100, 300, 2000],
-    "disable_tqdm": True,
 }
 LINES = [
     f"the {colour} {thing} is {place}" for colour in ("red", "blue") for thing in "abcdefgh" for place in ("in", "up")

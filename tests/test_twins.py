@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from PIL import Image
@@ -163,11 +164,15 @@ def test_a_killed_run_of_text_and_captions_that_is_resumed_ends_with_the_same_we
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_have_the_losses_of_one_and_are_resumed(keys, tmp_path, language_checkpoint, monkeypatch):
+@pytest.mark.parametrize("more", [{}, {"fsdp": True}], ids=["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one_and_are_resumed(keys, tmp_path, language_checkpoint, monkeypatch, more):
+    if more:
+        allow_fsdp_on_a_cpu(monkeypatch)
     keys = {"model": "language", "text": str(tmp_path / "text.txt"), "init_from": str(language_checkpoint)}
     keys |= {"block_size": 16, "max_steps": 3, "learning_rate": 1e-2, "logging_steps": 1, "disable_tqdm": True}
     keys |= {"save_strategy": "steps", "save_steps": 2, "checkpoint_words": [60]}
     one = run(tmp_path / "one", **keys, per_device_train_batch_size=4)
+    keys |= more
     assert two_processes(tmp_path / "two", keys) == [0, 0]
     two = json.loads((tmp_path / "two" / "training_state.json").read_text())
     assert two["final_loss"] == pytest.approx(one["final_loss"], rel=1e-5)
@@ -181,6 +186,19 @@ def test_two_processes_have_the_losses_of_one_and_are_resumed(keys, tmp_path, la
         assert two_processes(tmp_path / "killed", keys) == [-signal.SIGKILL] * 2
     assert two_processes(tmp_path / "killed", keys, resume=True) == [0, 0]
     assert all(same_weights(tmp_path / "killed" / name, tmp_path / "two" / name) for name in ("", "chck_60"))
+
+
+def allow_fsdp_on_a_cpu(monkeypatch) -> None:
+    """Accelerate takes FSDP's plugin only where there are several GPUs; torch's FSDP itself runs under gloo too."""
+    init = AcceleratorState.__init__
+
+    def patched(self, *args, fsdp_plugin=None, **kwargs):
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    monkeypatch.setattr(AcceleratorState, "__init__", patched)
 
 
 def two_processes(folder: Path, keys: dict, resume: bool = False) -> list[int]:

@@ -27,6 +27,7 @@ from .checkpoints import (
     sigterm_stops,
     tidy,
 )
+from .loss import use_chunked_loss
 from .prepare import Prepared, add_adapters, prepare, tokenizer_of
 from .recipe import Recipe, training_arguments
 from .record import Record, print_budget
@@ -100,6 +101,8 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, run: Prepared, pl
     """The trainer of a prepared run."""
     if recipe.embedding_learning_rate == 0:
         run.model.get_input_embeddings().requires_grad_(False)  # spares the time of its gradient
+    if not (arguments.bf16 or arguments.fp16 or arguments.torch_compile):
+        use_chunked_loss(run.model)
     return TwinTrainer(
         model=run.model if recipe.lora is None else add_adapters(run.model, recipe),
         args=arguments,
