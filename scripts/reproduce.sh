@@ -157,4 +157,4 @@ YAML
 done
 
 # The answers: study.json, study.md and plots. scripts/write_results.py --study puts them into docs/.
-python "$scripts/study_report.py" "$OUT"
+python "$scripts/study_report.py" "$OUT" --size $SIZE
