@@ -14,7 +14,7 @@ What is written:
   test/grounded/{ID.jpg, UID.jsonl}       minimal pairs; rows 2k and 2k+1 mirror each other (two pictures and two
                                           sentences), as in the eight complete files of the source; one pair of
                                           `adjectives` names the same picture twice and is kept for comparability
-  test/captions/captions.jsonl            the first caption of every held-out scene against another one's, mirrored alike
+  test/captions/captions.jsonl            the first caption of each held-out scene against another's, mirrored alike
 
 Scenes are drawn at 500 by 400 and squashed to a square. Captions are put in the form of the evaluation sentences:
 lower case, no final stop, no space before punctuation. `facts`, for scripts/train_vision_tower.py, say which sprite

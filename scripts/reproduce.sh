@@ -70,7 +70,7 @@ train() { # NAME key=value …: train $run/NAME, or go on with it
 plan() { # NAME, with the rest of a plan on the standard input: merge text_captions and another model as it says
     [ -d "$run/merged/$1" ] && return
     { echo "base_model: ${base:-$run/text_captions}"; cat; } > "$run/plans/$1.yaml"
-    babylm-vlm merge "$run/plans/$1.yaml" --output-dir "$run/merged/$1" --trust-remote-code
+    babylm-vlm merge "$run/plans/$1.yaml" --output-dir "$run/merged/$1" --trust-remote-code --allow-missing
 }
 
 rest() { awk "BEGIN { print 1 - $1 }"; }

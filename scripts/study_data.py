@@ -2,16 +2,16 @@
 
     python scripts/study_data.py FULL_EVAL DRAWN DEVBENCH --output-dir runs/study/data [--limit 60]
 
-FULL_EVAL is the BabyLM challenge's folder of that name, DRAWN what scripts/abstract_scenes_to_imagefolder.py wrote, and
-DEVBENCH a folder with lex-viz_vocab. What is written:
+FULL_EVAL is the BabyLM challenge's folder of that name, DRAWN what scripts/abstract_scenes_to_imagefolder.py wrote,
+and DEVBENCH a folder with lex-viz_vocab. What is written:
 
   selection/{blimp_filtered, grounded}    even items: alpha, and the paradigms that a model can do, are chosen on these
   test/{blimp_filtered, grounded}         odd items: the choices are reported on these
   extra/TASK                              tests on which nothing is chosen, whole
   captions.txt                            the training captions, one a line, without their pictures
 
-Both rows of a mirrored pair are in the same half. A picture may be in both halves, under other sentences. `--limit` thins
-every file of text to so many items, evenly spaced.
+Both rows of a mirrored pair are in the same half. A picture may be in both halves, under other sentences. `--limit`
+thins every file to so many items or pairs, evenly spaced; reading, captions and DevBench stay whole.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """The numbers of a study, from the scores of its items: what `study.json` holds.
 
-Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the language-only twin gets at
-least 60 % right on the selection half; grounding is the grounded pairs, the macro average over their kinds. Whatever is
-chosen (these paradigms, every alpha, the best of several merges) is chosen on the selection half, over all seeds
-together; every number that is reported is of the test half. Intervals are 95 % bootstrap intervals: items that share a
-pair are drawn together, and with them the same items under all seeds.
+Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the language-only twin gets
+at least 60 % right on the selection half; grounding is the grounded pairs, the macro average over their kinds.
+Whatever is chosen (these paradigms, every alpha, the best of several merges) is chosen on the selection half, over all
+seeds together; every number that is reported is of the test half. Intervals are 95 % bootstrap intervals: items that
+share a pair are drawn together, and with them the same items under all seeds.
 """
 
 import json
@@ -98,7 +98,7 @@ class Study:
         }
 
     def choose(self, candidates: dict[str, System]) -> tuple[str, list[dict]]:
-        """The name of the best of some merges on the selection half, and all points. The last is the multimodal model."""
+        """The best of some merges on the selection half, and all points; the last is the multimodal model."""
         points = [{"name": name} | self.point(system) for name, system in candidates.items()]
         best = choose_alpha([{"alpha": i} | point["selection"] for i, point in enumerate(points)], f"keep:{KEEP}")
         return points[best]["name"], points
@@ -262,7 +262,7 @@ def extra_of(study: Study, name: str) -> dict[str, dict]:
 
 
 def perplexity(study: Study, name: str) -> dict:
-    """Of the held-out captions, per word: exp(−Σ log p / Σ words); the first option of an item is the right caption."""
+    """Of held-out captions, per word: exp(−Σ log p / Σ words); the first option of an item is the right caption."""
     folder = study.folder / "data" / "extra" / "captions"
     words = np.tile([len(row["sentence_good"].split()) for _, _, row in json_rows(folder)], len(study.seeds))
     surprisals = -study.scores(name, "extra", "captions")[:, 0]

@@ -27,6 +27,7 @@ NAMES = {
     "captions_text": "multimodal: captions → text",
     "mixed": "multimodal: mixed (replay)",
     "lora": "multimodal: LoRA",
+    "independent": "language-only, independent seed",
     "merged text_captions": "merged: text → captions",
     "merged captions_text": "merged: captions → text",
     "merged mixed": "merged: mixed",
@@ -42,8 +43,8 @@ PLOTS = ("alpha", "trade", "phenomena", "milestones")
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table and an empty line."""
-    return [*(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)), ""]
+    """A Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def is_clear(difference: dict) -> bool:
@@ -97,7 +98,7 @@ def lost(study: dict) -> str:
         f"From the language-only twin ({language}) to the multimodal one ({multimodal}) grammar "
         f"{change(d['pictures']['grammar'])}{seeds_agreeing(d['pictures']['grammar'])}; over all paradigms of BLiMP, "
         f"those at chance included, it {change(d['pictures']['blimp'])}. With the captions' words alone, without "
-        f"pictures, grammar {change(d['caption words']['grammar'])}, and when the pictures are added to these words it "
+        f"pictures, grammar {change(d['caption words']['grammar'])}, and when pictures are added to them it "
         f"{change(d['sight']['grammar'])}."
     )
 
@@ -137,8 +138,8 @@ def recovered(study: dict) -> str:
     return (
         f"At α = {study['chosen']['text_captions']} grammar {change(d['merged - multimodal']['grammar'])}"
         f"{seeds_agreeing(d['merged - multimodal']['grammar'])} against the multimodal twin, and grounding "
-        f"{change(d['merged - multimodal']['grounded'])}: {' and '.join(shares)}. Against the language-only twin, grammar "
-        f"{change(d['merged - language']['grammar'])}."
+        f"{change(d['merged - multimodal']['grounded'])}: {' and '.join(shares)}. Against the language-only twin, "
+        f"grammar {change(d['merged - language']['grammar'])}."
     )
 
 
@@ -148,8 +149,8 @@ def order(study: dict) -> str:
     for name, words in (("captions_text", "captions before text"), ("mixed", "both mixed")):
         after = d[f"merged {name} - {name}"]
         parts.append(
-            f"{words}, against text before captions: {both(d[f'{name} - text_captions'])} points before any merging; its "
-            f"own merge (α = {chosen[name]}) then adds {both(after)}"
+            f"{words}, against text before captions: {both(d[f'{name} - text_captions'])} points before merging; "
+            f"its own merge (α = {chosen[name]}) then adds {both(after)}"
         )
     return "; ".join(parts).capitalize() + "."
 
@@ -195,7 +196,7 @@ def along(study: dict) -> str:
     best = max(rows, key=lambda row: row["merged - multimodal"]["grammar"]["difference"])
     where = ", ".join(f"{row['words']:,}" for row in gains) or "none of them"
     return (
-        f"Of {len(rows)} checkpoints, merging clearly gains grammar after these numbers of words of captions: {where}; "
+        f"Of {len(rows)} checkpoints, merging clearly gains grammar after so many words of captions: {where}; "
         f"most after {best['words']:,} (α = {best['alpha']}, {both(best['merged - multimodal'])} points)."
     )
 
@@ -249,8 +250,8 @@ def beside(study: dict, published: dict) -> list[str]:
         [paper["claims"]["loss"], f"Grammar {change(d['pictures']['grammar'])}."],
         [
             paper["claims"]["merging"],
-            f"At α = {study['chosen']['text_captions']} grammar {change(d['merged - multimodal']['grammar'])}; grounding "
-            f"{change(d['merged - multimodal']['grounded'])}.",
+            f"At α = {study['chosen']['text_captions']} grammar {change(d['merged - multimodal']['grammar'])}; "
+            f"grounding {change(d['merged - multimodal']['grounded'])}.",
         ],
     ]
     keys = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "lex-viz_vocab")
@@ -264,7 +265,9 @@ def beside(study: dict, published: dict) -> list[str]:
     words = study["models"]["ancestor"]["words_seen"] + study["models"]["language"]["words_seen"]
     return [
         *table([f"{paper['name']}, {paper['source']}", "here"], claims),
+        "",
         *table(["", *baselines["columns"]], rows),
+        "",
         f"What differs: the language-only twin here has {study['models']['language']['parameters'] / 1e6:.1f} million "
         f"parameters and read {words:,} words, repetitions included, the multimodal one "
         f"{study['models']['text_captions']['words_seen']:,} words of captions besides, all of one kind of drawing, "
@@ -284,10 +287,10 @@ def setting(study: dict) -> list[str]:
     rate = sum(row["tokens_seen"] for row in models.values()) / (60 * max(minutes, 0.01))
     versions = ", ".join(f"{package} {number}" for package, number in first["versions"].items())
     return [
-        f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million parameters, "
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; training took "
-        f"{minutes:.0f} minutes for a seed's {len(models)} models, {rate:,.0f} tokens a second. All models but the "
-        "independent one start from the same ancestor and its words:",
+        f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
+        f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; "
+        f"training took {minutes:.0f} minutes for a seed's {len(models)} models, {rate:,.0f} tokens a second. All "
+        "models but the independent one start from the same ancestor and its words:",
         "",
         *table(
             ["model", "words read after the ancestor", "minutes"],
@@ -296,8 +299,9 @@ def setting(study: dict) -> list[str]:
                 for n, m in models.items()
             ],
         ),
-        f"Grammar is the macro average over the {len(study['able'])} BLiMP paradigms of which the language-only twin gets "
-        f"60 % right on the selection half ({items['grammar']:,} test items, of {items['blimp']:,} in all paradigms); "
+        "",
+        f"Grammar is the macro average over the {len(study['able'])} BLiMP paradigms of which the language-only twin "
+        f"gets 60 % right on the selection half ({items['grammar']:,} test items, of {items['blimp']:,} in all); "
         f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
         "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
         f"selection half; every number here is of the test half. α: {study['rule']} Accuracy in % with 95 % bootstrap "
@@ -323,6 +327,7 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         *answer("Which phenomena?", phenomena(study), plot="phenomena"),
         *answer("How much does merging recover, at what cost to grounding?", recovered(study)),
         *alphas(study),
+        "",
         *answer("Does the order of the data matter?", order(study), plot="trade"),
         *answer("Does a common ancestor?", ancestry(study)),
         *answer("Is one global α enough?", one_alpha(study)),
@@ -331,12 +336,15 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         "### All models",
         "",
         *systems(study),
+        "",
         "Grounded pairs by kind:",
         "",
         *kinds(study),
+        "",
         "Tests on which nothing was chosen (all their items):",
         "",
         *extras(study),
+        "",
         "### Beside the paper and the organisers' baselines",
         "",
         *beside(study, published),
@@ -364,7 +372,7 @@ def draw(study: dict, folder: Path) -> None:
 
 
 def bars(measured: list[dict]) -> tuple[list[float], list[list[float]]]:
-    """Accuracies or differences in percent, and their distances to both ends of the interval, as matplotlib wants them."""
+    """Accuracies or differences in percent, and the distances to both ends of their intervals, for matplotlib."""
     values = [100 * row.get("accuracy", row.get("difference")) for row in measured]
     ends = [[100 * end for end in row["interval"]] for row in measured]
     below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]

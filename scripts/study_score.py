@@ -2,9 +2,10 @@
 
     python scripts/study_score.py runs/study/seed0 --data runs/study/data [--alphas 0:1:0.1]
 
-The run's folder holds the models that scripts/reproduce.sh trained and, in merged/, what it merged. The scores of NAME go
-to scores/NAME/PART/ as `babylm-vlm evaluate` would write them; PART is selection, test or extra, as in --data. A dial at
-an alpha is no file: its weights are set in memory, and its NAME is DIAL/ALPHA. What is there already is not scored again.
+The run's folder holds the models that scripts/reproduce.sh trained and, in merged/, what it merged. The scores of NAME
+go to scores/NAME/PART/ as `babylm-vlm evaluate` would write them; PART is selection, test or extra, as in --data. A
+dial at an alpha is no file: its weights are set in memory, and its NAME is DIAL/ALPHA. What is there already is not
+scored again.
 """
 
 import argparse
