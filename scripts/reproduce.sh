@@ -23,9 +23,9 @@ case $SIZE in
         shape="vocab_size=1024 hidden_size=32 intermediate_size=64 num_hidden_layers=2 num_attention_heads=2"
         ancestor_words=20_000 text_words=2_000 more_words=500 passes=1 milestones="[1_000]" ;;
     small)
-        seeds="0" steps="" scenes="" tower="--epochs 20 --minutes 8" limit=60 alphas=0:1:0.1
+        seeds="0" steps="" scenes="" tower="--epochs 20 --minutes 8" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
-        ancestor_words=900_000 text_words=150_000 more_words=14_000 passes=1 milestones="[40_000, 80_000, 160_000]" ;;
+        ancestor_words=800_000 text_words=150_000 more_words=14_000 passes=1 milestones="[40_000, 80_000, 160_000]" ;;
     full)
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20" limit="" alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
@@ -42,6 +42,12 @@ for folder in babylm_text babylm_eval/full_eval abstract_scenes devbench_mini/le
     [ -d "$DATA/$folder" ] || { echo "There is no $DATA/$folder: set DATA to the folder that holds it." >&2; exit 1; }
 done
 mkdir -p "$OUT"
+
+clock() { # the time that the run has taken, over all calls, is part of its results
+    echo $(($(cat "$OUT/seconds" 2> /dev/null || echo 0) + SECONDS)) > "$OUT/seconds"
+    SECONDS=0
+}
+trap clock EXIT
 
 # Pictures: draw the scenes; captions of the training scenes, minimal pairs of the others.
 [ -d "$OUT/drawn" ] || python "$scripts/abstract_scenes_to_imagefolder.py" "$DATA/abstract_scenes" \
@@ -157,4 +163,5 @@ YAML
 done
 
 # The answers: study.json, study.md and plots. scripts/write_results.py --study puts them into docs/.
+clock
 python "$scripts/study_report.py" "$OUT" --size $SIZE

@@ -11,7 +11,7 @@ and DEVBENCH a folder with lex-viz_vocab. What is written:
   captions.txt                            the training captions, one a line, without their pictures
 
 Both rows of a mirrored pair are in the same half. A picture may be in both halves, under other sentences. `--limit`
-thins every file to so many items or pairs, evenly spaced; reading, captions and DevBench stay whole.
+thins BLiMP, its supplement, entity tracking and WUG to so many items of a file, evenly spaced; all else stays whole.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def halves(full_eval: Path, grounded: Path, output: Path, final: Path, limit: in
         place = final / half / "grounded"
         for name, rows in files_of(grounded).items():
             mirrored = [rows[i : i + 2] for i in range(0, len(rows), 2)]
-            chosen = [row for pair in thinned(mirrored, limit)[number::2] for row in pair]
+            chosen = [row for pair in mirrored[number::2] for row in pair]
             write_rows(output / half / "grounded" / name, [with_picture(row, grounded, place) for row in chosen])
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("drawn", type=Path)
     parser.add_argument("devbench", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="items of a file of text, both halves together; default: all")
+    parser.add_argument("--limit", type=int, help="items of a file, both halves together; default: all")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
     final = options.output_dir

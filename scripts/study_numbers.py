@@ -151,6 +151,7 @@ def collect(folder: Path, size: str) -> dict:
     return {
         "schema_version": 1,
         "size": size,
+        "minutes": round(int((folder / "seconds").read_text()) / 60),
         "seeds": [int(seed.name.removeprefix("seed")) for seed in study.seeds],
         "rule": rule_of(f"keep:{KEEP}"),
         "able": sorted(study.able),

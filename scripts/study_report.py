@@ -227,20 +227,21 @@ def extras(study: dict) -> list[str]:
         "lex-viz_vocab": "DevBench words",
     }
     columns |= {"wug_adj_nominalization": "WUG adjectives, ρ", "reading_eye_tracking": "eye tracking, ΔR² %"}
-    columns |= {"reading_self_paced_reading": "self-paced, ΔR² %", "captions": "caption or another's"}
+    columns |= {"reading_self_paced": "self-paced, ΔR² %", "captions": "caption or another's"}
     columns |= {"perplexity": "perplexity of captions"}
     there = [key for key in columns if all(key in rows for rows in study["extra"].values())]
     lines = []
+    units = {"accuracy": (100, 1), "spearman": (1, 2), "r2_gain": (1, 2), "perplexity": (1, 1)}
     for name, rows in study["extra"].items():
         cells = [NAMES[name]]
         for key in there:
-            factor, digits = {"accuracy": (100, 1), "spearman": (1, 2), "r2_gain": (1, 2), "perplexity": (1, 1)}[
-                rows[key]["metric"]
-            ]
+            factor, digits = units[rows[key]["metric"]]
             value, low, high = (f"{factor * x:.{digits}f}" for x in (rows[key]["value"], *rows[key]["interval"]))
             cells.append(f"{value} [{low}, {high}]")
         lines.append(cells)
-    return table(["model", *(columns[key] for key in there)], lines)
+    chance = {key: rows[key]["chance"] for key in there}
+    guessing = ["" if value is None else f"{units[rows[key]['metric']][0] * value:g}" for key, value in chance.items()]
+    return table(["model", *(columns[key] for key in there)], [*lines, ["chance", *guessing]])
 
 
 def beside(study: dict, published: dict) -> list[str]:
@@ -289,7 +290,8 @@ def setting(study: dict) -> list[str]:
     return [
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; "
-        f"training took {minutes:.0f} minutes for a seed's {len(models)} models, {rate:,.0f} tokens a second. All "
+        f"{study['minutes']} minutes in all, of which training a seed's {len(models)} models took {minutes:.0f}, "
+        f"at {rate:,.0f} tokens a second. All "
         "models but the independent one start from the same ancestor and its words:",
         "",
         *table(

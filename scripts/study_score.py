@@ -30,7 +30,7 @@ DIALS = {  # the multimodal model, where alpha is 1, and the language-only one, 
     "independent_seed": ("text_captions", "independent"),
     "lora": ("lora", "ancestor"),
 }
-MILESTONE_ALPHAS = (0.3, 0.5, 0.7, 0.9, 1.0)
+MILESTONE_ALPHAS = (0.5, 0.7, 0.9, 1.0)
 PARTS = ("selection", "test", "extra")
 
 Scored = tuple[str, PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]

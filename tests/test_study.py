@@ -69,6 +69,7 @@ def extra_outcomes() -> dict[str, list[Outcome]]:
 def run(tmp_path_factory) -> Path:
     """The folder of a run with two seeds."""
     folder = tmp_path_factory.mktemp("study")
+    (folder / "seconds").write_text("3000\n")
     rows = [{"UID": uid, "linguistics_term": term} for uid, term in PARADIGMS.items()]
     write_lines(folder / "data" / "test" / "blimp_filtered" / "all.jsonl", rows)
     write_lines(folder / "data" / "extra" / "captions" / "captions.jsonl", [{"sentence_good": "a b c d"}] * 4)
