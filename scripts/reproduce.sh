@@ -17,19 +17,22 @@ case ${1:-} in
     *) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
+# Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
+# and beside the captions. Milestones are words of captions.
 case $SIZE in
     tiny)
         seeds="0" steps="max_steps=3" scenes=48 tower="--epochs 1 --hidden-size 48 --layers 1" limit=4 alphas=0,0.5,1
         shape="vocab_size=1024 hidden_size=32 intermediate_size=64 num_hidden_layers=2 num_attention_heads=2"
-        ancestor_words=20_000 text_words=2_000 more_words=500 passes=1 milestones="[1_000]" ;;
+        ancestor_words=20_000 text_words=2_000 twin_words=500 replay_words=500 passes=1 milestones="[1_000]" ;;
     small)
-        seeds="0" steps="" scenes="" tower="--epochs 20 --minutes 8" limit=50 alphas=0:1:0.1
+        seeds="0" steps="" scenes="" tower="--epochs 20 --minutes 7" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
-        ancestor_words=800_000 text_words=150_000 more_words=14_000 passes=1 milestones="[40_000, 80_000, 160_000]" ;;
+        ancestor_words=800_000 text_words=150_000 twin_words=38_000 replay_words=14_000 passes=1
+        milestones="[40_000, 80_000, 160_000]" ;;
     full)
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20" limit="" alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
-        ancestor_words=9_000_000 text_words=600_000 more_words=100_000 passes=3
+        ancestor_words=9_000_000 text_words=600_000 twin_words=115_000 replay_words=45_000 passes=3
         milestones="[60_000, 120_000, 240_000, 480_000]" ;;
     *) echo "SIZE is '$SIZE'; it must be tiny, small or full." >&2 && exit 2 ;;
 esac
@@ -89,17 +92,18 @@ for seed in $seeds; do
     train ancestor "text=$texts" text_words="$text_words" word_budget="$ancestor_words" num_train_epochs=10
     from="init_from=$run/ancestor"
 
-    # The language-only twin goes on with text; another one comes from random weights of its own.
-    train language "$from" "text=$texts" text_words="$more_words"
+    # The language-only twin goes on with text, as many words as the captions have; another one comes from random
+    # weights of its own.
+    train language "$from" "text=$texts" text_words="$twin_words"
     train independent tokenizer="$run/ancestor" seed=$((seed + 100)) "text=$texts" text_words="$text_words" \
         word_budget="$ancestor_words" num_train_epochs=10
 
     # Multimodal twins: captions alone, after the text that the ancestor read; then also with some of the text again,
     # after the captions or mixed with them (which is replay). The words of the captions without the pictures. LoRA.
     train text_captions "$from" $captions num_train_epochs=$passes "checkpoint_words=$milestones"
-    train captions_text "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$more_words" \
+    train captions_text "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$replay_words" \
         data_order=captions_first
-    train mixed "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$more_words"
+    train mixed "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$replay_words"
     train caption_language "$from" "text=[$OUT/data/captions.txt]" num_train_epochs=$passes
     train lora "$from" $captions num_train_epochs=$passes "lora={r: 16, lora_alpha: 32}"
 

@@ -68,23 +68,26 @@ def seeds_agreeing(difference: dict) -> str:
     return f", in {same} of {len(values)} seeds" if len(values) > 1 else ""
 
 
-def relation(a: str, differences: dict[str, dict]) -> str:
-    """What A is against B, from the differences in both abilities."""
-    signs = [
-        (d["difference"] > 0) - (d["difference"] < 0) if is_clear(d) else 0
-        for d in (differences["grammar"], differences["grounded"])
-    ]
+def compared(differences: dict[str, dict]) -> str:
+    """What the first of two models is against the second, and the differences in both abilities."""
+    both = [differences["grammar"], differences["grounded"]]
+    signs = [(d["difference"] > 0) - (d["difference"] < 0) if is_clear(d) else 0 for d in both]
     if not any(signs):
-        return f"{a} is not clearly better or worse"
-    if min(signs) >= 0:
-        return f"{a} is better"
-    if max(signs) <= 0:
-        return f"{a} is worse"
-    return f"{a} is a trade, with {'more grammar and less' if signs[0] > 0 else 'less grammar and more'} grounding"
+        verdict = "is not clearly better or worse"
+    elif min(signs) >= 0:
+        verdict = "is better"
+    elif max(signs) <= 0:
+        verdict = "is worse"
+    else:
+        verdict = f"has {'more grammar and less' if signs[0] > 0 else 'less grammar and more'} grounding"
+    return f"{verdict} (grammar {points(both[0])}, grounding {points(both[1])} points)"
 
 
-def both(differences: dict[str, dict]) -> str:
-    return f"grammar {points(differences['grammar'])}, grounding {points(differences['grounded'])}"
+def merge_at(alpha: str, differences: dict[str, dict]) -> str:
+    """What a merge at the chosen alpha changes."""
+    if alpha == "1":
+        return "no α below 1 is chosen: none has more grammar and keeps the grounding"
+    return f"at α = {alpha} grammar {change(differences['grammar'])} and grounding {change(differences['grounded'])}"
 
 
 def joined(parts: list[str]) -> str:
@@ -121,7 +124,7 @@ def phenomena(study: dict) -> str:
 
 
 def recovered(study: dict) -> str:
-    d, t = study["differences"], study["table"]
+    d, t, alpha = study["differences"], study["table"], study["chosen"]["text_captions"]
     merged, multimodal = t["merged text_captions"], t["text_captions"]
     shares = []
     if is_clear(d["pictures"]["grammar"]) and d["pictures"]["grammar"]["difference"] < 0:
@@ -136,68 +139,64 @@ def recovered(study: dict) -> str:
     else:
         shares.append("the multimodal twin's grounding was not clearly above chance")
     return (
-        f"At α = {study['chosen']['text_captions']} grammar {change(d['merged - multimodal']['grammar'])}"
-        f"{seeds_agreeing(d['merged - multimodal']['grammar'])} against the multimodal twin, and grounding "
-        f"{change(d['merged - multimodal']['grounded'])}: {' and '.join(shares)}. Against the language-only twin, "
-        f"grammar {change(d['merged - language']['grammar'])}."
+        f"Against the multimodal twin, {merge_at(alpha, d['merged - multimodal'])}"
+        f"{seeds_agreeing(d['merged - multimodal']['grammar'])}: {' and '.join(shares)}. Against the language-only "
+        f"twin, grammar {change(d['merged - language']['grammar'])}. (Whatever is chosen, "
+        f"{merge_at('0.5', d['half - multimodal'])} against the multimodal twin.)"
     )
 
 
-def order(study: dict) -> str:
+def order(study: dict) -> list[str]:
     d, chosen = study["differences"], study["chosen"]
-    parts = []
-    for name, words in (("captions_text", "captions before text"), ("mixed", "both mixed")):
-        after = d[f"merged {name} - {name}"]
-        parts.append(
-            f"{words}, against text before captions: {both(d[f'{name} - text_captions'])} points before merging; "
-            f"its own merge (α = {chosen[name]}) then adds {both(after)}"
-        )
-    return "; ".join(parts).capitalize() + "."
+    return [
+        f"- Before merging, {words} {compared(d[f'{name} - text_captions'])} than captions after text. In its own "
+        f"merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}; the result "
+        f"{compared(d[f'merged {name} - merged'])} than the merge of captions after text."
+        for name, words in (("captions_text", "text after captions"), ("mixed", "mixing both"))
+    ]
 
 
 def ancestry(study: dict) -> str:
-    d = study["differences"]["ancestry"]
     alpha = study["chosen"]["independent_seed"]
-    verdict = "no merge is worth it" if alpha == "1" else f"α = {alpha} is chosen"
+    verdict = "no α below 1 is chosen" if alpha == "1" else f"α = {alpha} is chosen"
     return (
-        f"{relation('At α = 0.5 the merge of twins with a common ancestor', d)} than the merge of the same multimodal "
-        f"model with a language model of its own random start: {both(d)} points. Of the latter's dial, {verdict}."
+        "At α = 0.5 the merge of twins with a common ancestor "
+        f"{compared(study['differences']['ancestry'])} than that of the same multimodal model with a language-only "
+        f"one that had its own random start, on whose dial {verdict}."
     )
 
 
 def one_alpha(study: dict) -> str:
-    name, d = study["chosen"]["layers"], study["differences"]["merged - layers"]
+    name = study["chosen"]["layers"]
     if name == "multimodal":
-        return (
-            "None of the plans with several α keeps enough grounding to be chosen over the unmerged multimodal twin."
-        )
+        return "No plan with several α is chosen over the multimodal twin itself: none keeps enough of its grounding."
     return (
-        f"{relation('One global α', d)} than the best of the plans with an α of its own for embeddings and layers "
-        f"({name}): {both(d)} points."
+        f"One global α {compared(study['differences']['merged - layers'])} than the best of the plans that give word "
+        f"embeddings, first and last layer each their own ({name})."
     )
 
 
 def rivals(study: dict) -> list[str]:
-    names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble, at twice the cost"}
+    names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble of both, at twice the cost,"}
     names |= {"merged lora": "the LoRA dial", "slerp": "slerp", "ties": "TIES", "task_arithmetic": "task arithmetic"}
     lines = []
     for name, words in names.items():
-        chosen = study["chosen"].get(name.removeprefix("merged "))
-        setting = f" ({chosen} chosen)" if chosen else ""
-        d = study["differences"][f"merged - {name}"]
-        lines.append(f"- {relation('The merge', d)}, compared with {words}{setting}: {both(d)} points.")
+        chosen = study["chosen"][name.removeprefix("merged ")]
+        where = {"mixed": "", "multimodal": " (no weight chosen: the multimodal twin)"}
+        setting = where.get(name, where.get(chosen, f" (at {chosen})"))
+        lines.append(f"- Against {words}{setting} the merge {compared(study['differences'][f'merged - {name}'])}.")
     return lines
 
 
 def along(study: dict) -> str:
     rows = study["milestones"]
-    clear = [row for row in rows if is_clear(row["merged - multimodal"]["grammar"])]
-    gains = [row for row in clear if row["merged - multimodal"]["grammar"]["difference"] > 0]
-    best = max(rows, key=lambda row: row["merged - multimodal"]["grammar"]["difference"])
-    where = ", ".join(f"{row['words']:,}" for row in gains) or "none of them"
-    return (
-        f"Of {len(rows)} checkpoints, merging clearly gains grammar after so many words of captions: {where}; "
-        f"most after {best['words']:,} (α = {best['alpha']}, {both(best['merged - multimodal'])} points)."
+    gains = [row for row in rows if row["merged - multimodal"]["grammar"]["interval"][0] > 0]
+    found = [
+        f"after {row['words']:,} words of captions (α = {row['alpha']}: {compared(row['merged - multimodal'])})"
+        for row in gains
+    ]
+    return f"Of {len(rows)} checkpoints, merging clearly gains grammar at {len(gains)}{': ' if gains else ''}" + (
+        "; ".join(found) + "."
     )
 
 
@@ -251,8 +250,7 @@ def beside(study: dict, published: dict) -> list[str]:
         [paper["claims"]["loss"], f"Grammar {change(d['pictures']['grammar'])}."],
         [
             paper["claims"]["merging"],
-            f"At α = {study['chosen']['text_captions']} grammar {change(d['merged - multimodal']['grammar'])}; "
-            f"grounding {change(d['merged - multimodal']['grounded'])}.",
+            f"For the merge, {merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}.",
         ],
     ]
     keys = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "lex-viz_vocab")
@@ -292,10 +290,10 @@ def setting(study: dict) -> list[str]:
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; "
         f"{study['minutes']} minutes in all, of which training a seed's {len(models)} models took {minutes:.0f}, "
         f"at {rate:,.0f} tokens a second. All "
-        "models but the independent one start from the same ancestor and its words:",
+        "models but the independent one start from the ancestor, and so have read its words too:",
         "",
         *table(
-            ["model", "words read after the ancestor", "minutes"],
+            ["model", "words read", "minutes"],
             [
                 [NAMES.get(n, n.replace("_", " ")), f"{m['words_seen']:,}", f"{m['minutes']:.1f}"]
                 for n, m in models.items()
@@ -306,8 +304,8 @@ def setting(study: dict) -> list[str]:
         f"gets 60 % right on the selection half ({items['grammar']:,} test items, of {items['blimp']:,} in all); "
         f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
         "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
-        f"selection half; every number here is of the test half. α: {study['rule']} Accuracy in % with 95 % bootstrap "
-        "intervals over items. *Clearly* means that the interval of the paired difference excludes zero.",
+        f"selection half; every number here is of the test half. How α is chosen: {study['rule']} Accuracy in % "
+        "with 95 % bootstrap intervals over items. *Clearly* means that the interval of the paired difference excludes zero.",
         "",
     ]
 
@@ -330,7 +328,7 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         *answer("How much does merging recover, at what cost to grounding?", recovered(study)),
         *alphas(study),
         "",
-        *answer("Does the order of the data matter?", order(study), plot="trade"),
+        *answer("Does the order of the data matter?", *order(study), plot="trade"),
         *answer("Does a common ancestor?", ancestry(study)),
         *answer("Is one global α enough?", one_alpha(study)),
         *answer("Does it beat replay, the ensemble, and other ways to merge?", *rivals(study)),

@@ -137,10 +137,14 @@ def test_sentences_say_what_the_numbers_say(report):
     _, text = report
     assert "grammar falls by 20.0 points" in text and "in 2 of 2 seeds" in text
     assert "75 % of the grammar that was lost comes back and 97 % of the grounding above chance is kept" in text
-    assert "At α = 0.5 the merge of twins with a common ancestor is better than" in text
-    assert "One global α is not clearly better or worse than" in text
-    assert "The merge is not clearly better or worse, compared with slerp (0.5 chosen)" in text
-    assert "Of 2 checkpoints, merging clearly gains grammar after so many words of captions: 2,000" in text
+    assert "the merge of twins with a common ancestor is better (grammar +35.0" in text
+    assert "on whose dial no α below 1 is chosen" in text
+    assert "One global α is not clearly better or worse (grammar +0.0" in text
+    assert "Against slerp (at 0.5) the merge is not clearly better or worse" in text
+    assert "Against TIES (no weight chosen: the multimodal twin) the merge has more grammar and less grounding" in text
+    assert "Against replay (the mixed twin, unmerged) the merge is not clearly" in text
+    assert "In its own merge, no α below 1 is chosen" in text  # captions_text: the merge wins nothing
+    assert "Of 2 checkpoints, merging clearly gains grammar at 1: after 2,000 words of captions (α = 0.5" in text
     assert "subject verb agreement (-20.0" in text and "quantifiers" not in text
 
 
