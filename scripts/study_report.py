@@ -305,7 +305,8 @@ def setting(study: dict) -> list[str]:
         f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
         "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
         f"selection half; every number here is of the test half. How α is chosen: {study['rule']} Accuracy in % "
-        "with 95 % bootstrap intervals over items. *Clearly* means that the interval of the paired difference excludes zero.",
+        "with 95 % bootstrap intervals over items. *Clearly*: the interval of the paired difference excludes "
+        "zero.",
         "",
     ]
 

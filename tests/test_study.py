@@ -142,7 +142,7 @@ def test_sentences_say_what_the_numbers_say(report):
     assert "One global α is not clearly better or worse (grammar +0.0" in text
     assert "Against slerp (at 0.5) the merge is not clearly better or worse" in text
     assert "Against TIES (no weight chosen: the multimodal twin) the merge has more grammar and less grounding" in text
-    assert "Against replay (the mixed twin, unmerged) the merge is not clearly" in text
+    assert "Against replay (the mixed twin, unmerged) the merge is worse (grammar +0.0" in text
     assert "In its own merge, no α below 1 is chosen" in text  # captions_text: the merge wins nothing
     assert "Of 2 checkpoints, merging clearly gains grammar at 1: after 2,000 words of captions (α = 0.5" in text
     assert "subject verb agreement (-20.0" in text and "quantifiers" not in text
