@@ -31,6 +31,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from tqdm import tqdm
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
+from babylm_vlm.training.recipe import bf16_is_fast
+
 MEAN = STD = [0.5, 0.5, 0.5]
 
 
@@ -122,7 +124,7 @@ def train(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress, group["peak"])
                 pixels = normalised(shifted(pictures[batch], options.shift, generator))
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):
                     features = pooled(tower, pixels)
                 logits = head(features.float())
                 loss = binary_cross_entropy_with_logits(logits, targets[batch].float(), reduction="none").sum(1).mean()
