@@ -1,4 +1,4 @@
-"""The study's report, from made-up scores in which the truth is known: fast, and without a model."""
+"""The study's data, and its report from made-up scores in which the truth is known: fast, and without a model."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from pair_files import write_lines
 from babylm_vlm.evaluation.output import items_file, write_items
 from babylm_vlm.evaluation.tasks import Outcome
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 PARADIGMS = {"agreement_1": "subject_verb_agreement", "island_1": "island_effects", "hopeless": "quantifiers"}
 KINDS = ("animals", "verbs")
 ITEMS = 200
@@ -94,12 +94,9 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def report(run) -> tuple[dict, str]:
     """Numbers and words of the report."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import study_numbers
-        import study_report
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    import study_numbers
+    import study_report
+
     study = study_numbers.collect(run, "small")
     study_report.draw(study, run)
     published = json.loads(study_report.PUBLISHED.read_text(encoding="utf-8"))
@@ -152,3 +149,56 @@ def test_every_plot_of_the_report_is_there(report, run):
     _, text = report
     plots = [name.partition(")")[0] for name in text.split("](study-small-")[1:]]
     assert len(plots) == 4 and all((run / f"study-small-{name}").is_file() for name in plots)
+
+
+def test_both_halves_share_no_item_and_lose_none(tmp_path, monkeypatch):
+    import study_data
+
+    full_eval, drawn, devbench = (tmp_path / name for name in ("full_eval", "drawn", "devbench"))
+    sentences = [{"sentence_good": f"good {i}", "sentence_bad": f"bad {i}"} for i in range(9)]
+    write_lines(full_eval / "blimp_filtered" / "island.jsonl", sentences)
+    for task in study_data.EXTRA:
+        write_lines(full_eval / task / "some.jsonl", sentences)
+    rows = [row | {"image": f"{i}.jpg", "pair": i // 2} for i, row in enumerate(sentences[:8])]
+    write_lines(drawn / "test" / "grounded" / "animals.jsonl", rows)
+    write_lines(drawn / "test" / "captions" / "captions.jsonl", [{**rows[0], "image": "../grounded/0.jpg"}])
+    write_lines(drawn / "captions" / "metadata.jsonl", [{"text": "the cat sits"}, {"text": "the dog runs"}])
+    write_lines(full_eval / "reading" / "reading_data.csv", ["item,word"])
+    write_lines(devbench / "lex-viz_vocab" / "manifest.csv", ["text1,image1"])
+    output = tmp_path / "runs" / "data"
+    monkeypatch.setattr(
+        sys, "argv", ["study_data.py", *map(str, (full_eval, drawn, devbench)), "--output-dir", str(output)]
+    )
+    study_data.main()
+
+    def read(path: str) -> list[dict]:
+        return [json.loads(line) for line in (output / path).read_text().splitlines()]
+
+    halves = [read(f"{half}/blimp_filtered/island.jsonl") for half in ("selection", "test")]
+    assert [row["sentence_good"] for row in halves[0]] == ["good 0", "good 2", "good 4", "good 6", "good 8"]
+    assert sorted(row["sentence_good"] for half in halves for row in half) == [f"good {i}" for i in range(9)]
+    pairs = [[row["pair"] for row in read(f"{half}/grounded/animals.jsonl")] for half in ("selection", "test")]
+    assert pairs == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    picture = output / "extra" / "captions" / read("extra/captions/captions.jsonl")[0]["image"]
+    assert picture.resolve() == drawn / "test" / "grounded" / "0.jpg"
+    assert (output / "captions.txt").read_text() == "the cat sits\nthe dog runs\n"
+
+
+def test_a_thinned_file_is_evenly_spaced():
+    import study_data
+
+    assert study_data.thinned(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert study_data.thinned(list(range(10)), None) == study_data.thinned(list(range(10)), 20) == list(range(10))
+
+
+def test_captions_of_held_out_scenes_mirror_each_other():
+    from abstract_scenes_to_imagefolder import caption_pairs
+
+    captions = {"1": ["mike runs"], "2": ["jenny sits", "the sun"], "3": ["a cat"], "4": ["a cat"], "5": ["alone"]}
+    first, second = caption_pairs(captions, ["1", "2", "3", "4", "5"])  # 3 and 4 say the same; 5 has no other
+    assert (first["sentence_good"], first["sentence_bad"]) == ("mike runs", "jenny sits")
+    assert (second["sentence_good"], second["sentence_bad"], second["pair"]) == (
+        "jenny sits",
+        "mike runs",
+        first["pair"],
+    )
