@@ -27,7 +27,7 @@ case $SIZE in
     small)
         seeds="0" steps="" scenes="" tower="--epochs 14 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
-        ancestor_words=800_000 text_words=150_000 twin_words=38_000 replay_words=14_000 passes=1
+        ancestor_words=1_000_000 text_words=150_000 twin_words=38_000 replay_words=14_000 passes=1
         milestones="[40_000, 80_000, 160_000]" ;;
     full)
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit="" alphas=0:1:0.1
