@@ -14,6 +14,7 @@ What is written:
   test/grounded/{ID.jpg, UID.jsonl}       minimal pairs; rows 2k and 2k+1 mirror each other (two pictures and two
                                           sentences), as in the eight complete files of the source; one pair of
                                           `adjectives` names the same picture twice and is kept for comparability
+  test/captions/captions.jsonl            the first caption of each held-out scene against another's, mirrored alike
 
 Scenes are drawn at 500 by 400 and squashed to a square. Captions are put in the form of the evaluation sentences:
 lower case, no final stop, no space before punctuation. `facts`, for scripts/train_vision_tower.py, say which sprite
@@ -127,11 +128,25 @@ def read_pairs(path: Path, uid: str) -> list[dict]:
     return pairs
 
 
-def convert(source: Path, folder: Path, size: int) -> None:
+def caption_pairs(captions: dict[str, list[str]], scenes: list[str]) -> list[dict]:
+    """Mirrored grounded pairs of the first captions of scenes that follow each other, where these differ."""
+    rows = []
+    for couple in zip(scenes[::2], scenes[1::2], strict=False):
+        texts = [captions[number][0] for number in couple]
+        if texts[0] == texts[1]:
+            continue
+        for number, good, bad in zip(couple, texts, reversed(texts), strict=True):
+            image, pair = f"../grounded/{number}.jpg", f"captions-{couple[0]}"
+            rows.append({"sentence_good": good, "sentence_bad": bad, "UID": "captions", "image": image, "pair": pair})
+    return rows
+
+
+def convert(source: Path, folder: Path, size: int, limit: int | None = None) -> None:
     scenes, captions = read_scenes(source), read_captions(source)
     held_out = {str(number) for number in json.loads((source / "eval" / "eval_scene_ids.json").read_text())}
     (folder / "captions").mkdir(parents=True)
     (folder / "test" / "grounded").mkdir(parents=True)
+    (folder / "test" / "captions").mkdir(parents=True)
 
     needed = set()
     for uid in PARADIGMS:
@@ -142,7 +157,11 @@ def convert(source: Path, folder: Path, size: int) -> None:
     if not needed <= held_out:
         raise ValueError("eval_scene_ids.json lacks scenes of the evaluation files: they would be trained on.")
 
-    training = [number for number in scenes if number not in held_out and number in captions]
+    shown = sorted((number for number in needed if number in captions), key=int)
+    with open(folder / "test" / "captions" / "captions.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(pair) + "\n" for pair in caption_pairs(captions, shown))
+
+    training = [number for number in scenes if number not in held_out and number in captions][:limit]
     with open(folder / "captions" / "metadata.jsonl", "w", encoding="utf-8") as metadata:
         for number in tqdm(training, desc="drawing training scenes", unit="picture"):
             name = f"{number}.jpg"
@@ -161,6 +180,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--size", type=int, default=112, help="side of the square pictures in pixels")
+    parser.add_argument("--scenes", type=int, help="draw so many training scenes, for a first look; default: all")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
     output = options.output_dir
@@ -169,7 +189,7 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        convert(options.source, temporary / "data", options.size)
+        convert(options.source, temporary / "data", options.size, options.scenes)
         if output.exists():
             shutil.rmtree(output)
         (temporary / "data").rename(output)

@@ -124,11 +124,12 @@ def train(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor
                     return updates
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress, group["peak"])
-                pixels = normalised(shifted(pictures[batch], options.shift, generator))
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast()):
+                pixels = normalised(shifted(pictures[batch], options.shift, generator)).to(tower.device)
+                with torch.autocast(tower.device.type, torch.bfloat16, enabled=bf16_is_fast()):
                     features = pooled(tower, pixels)
                 logits = head(features.float())
-                loss = binary_cross_entropy_with_logits(logits, targets[batch].float(), reduction="none").sum(1).mean()
+                true = targets[batch].to(tower.device).float()
+                loss = binary_cross_entropy_with_logits(logits, true, reduction="none").sum(1).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -151,7 +152,7 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
 def measure(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor) -> dict[str, float]:
     """Mean average precision over the facts that occur; precision and recall of saying "true" above one half."""
     tower.eval()
-    logits = torch.cat([head(pooled(tower, normalised(batch))) for batch in pictures.split(64)])
+    logits = torch.cat([head(pooled(tower, normalised(batch).to(tower.device))).cpu() for batch in pictures.split(64)])
     occurring = targets.any(0).nonzero().flatten().tolist()
     said, true = logits > 0, targets
     return {
@@ -170,7 +171,7 @@ It is no self-supervised DINOv2 and knows nothing but pictures of this kind.
 
 - pictures: {pictures:,} training scenes; the held-out scenes of the demo or benchmark were not among them
 - training: {updates:,} updates of {batch} pictures ({epochs:.0f} passes), AdamW at {learning_rate:g}, shifts of up
-  to {shift} pixels, seed {seed}, {minutes:.0f} minutes on a CPU
+  to {shift} pixels, seed {seed}, {minutes:.0f} minutes on a {device}
 - on {held_out} training-scene pictures kept aside: mean average precision {mean_average_precision:.3f}, precision
   {precision:.3f} and recall {recall:.3f} at probability 0.5
 
@@ -264,6 +265,8 @@ def main() -> None:
     tower, head = new_tower(options), nn.Linear(options.hidden_size, len(vocabulary))
     with torch.no_grad():  # begin with how often each fact holds
         head.bias.copy_(targets[held_out:].float().mean(0).logit())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tower, head = tower.to(device), head.to(device)
     start = time.monotonic()
     updates = train(tower, head, pictures[held_out:], targets[held_out:], options)
     numbers = measure(tower, head, pictures[:held_out], targets[:held_out])
@@ -284,6 +287,7 @@ def main() -> None:
         shift=options.shift,
         seed=options.seed,
         minutes=(time.monotonic() - start) / 60,
+        device="GPU" if device == "cuda" else "CPU",
         **numbers,
     )
     save(tower, options.output_dir, readme, options.overwrite)

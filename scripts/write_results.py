@@ -3,18 +3,19 @@
     python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2   # take these runs over
     python scripts/write_results.py                                                          # write the page again
     python scripts/write_results.py --other runs/other
-    python scripts/write_results.py --real runs/real
+    python scripts/write_results.py --study runs/study-small
 
 --demo takes folders that `babylm-vlm demo` left: their results.json go to docs/results/, from which the page is
 written. --other takes a folder with the results of `babylm-vlm evaluate` for a demo's models, in language/, merged/
-and multimodal/. --real takes the OUT folder of scripts/real_data.sh; without it that section stays as it is.
+and multimodal/. --study takes a run of scripts/reproduce.sh: its study.json goes to docs/results/, its plots to docs/.
 """
 
 import argparse
 import json
 import shutil
-from itertools import pairwise
 from pathlib import Path
+
+from study_report import PUBLISHED, draw, section, table
 
 from babylm_vlm.demo.report import NAMES, TASKS, percent, points, share
 from babylm_vlm.hub.push import fit_to_be_seen
@@ -37,16 +38,10 @@ drawn anew before the last round; earlier draws had been seen):
 - Visual tokens that carry a learned embedding of their cell of the grid did not teach relations either.
 - A larger learning rate taught relations less well; a twin trained on captions alone forgot too much.
 """
-REAL_MODELS = ("language", "merged-0.3", "merged-0.5", "merged-0.7", "multimodal")
 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def spread(values: list[float]) -> str:
@@ -142,67 +137,6 @@ def other_section(results: dict[str, dict]) -> list[str]:
     return [*lines, *table(["test", "items", "chance", *results], rows), ""]
 
 
-def real_section(folder: Path) -> list[str]:
-    """Both twins and the merges on real data."""
-    scores = {
-        model: {
-            task: next(iter(read(folder / "scores" / model / task / "results.json")["tasks"].values()))
-            for task in ("grounded", "blimp")
-        }
-        for model in REAL_MODELS
-    }
-    states = {name: read(folder / name / "training_state.json") for name in ("ancestor", "language", "multimodal")}
-    captions = states["multimodal"]["data"][-1]
-    counts = {task: scores["multimodal"][task]["items"] for task in ("grounded", "blimp")}
-    lines = [
-        "## Real data: Abstract Scenes and BabyLM text",
-        "",
-        "One seed, `scripts/real_data.sh`: a "
-        f"{states['multimodal']['parameters'] / 1e6:.1f}-million-parameter model. The ancestor read "
-        f"{states['ancestor']['words_seen']:,} words of BabyLM text once; the language-only twin went on for "
-        f"{states['language']['words_seen']:,} words, the multimodal one for {states['multimodal']['words_seen']:,} "
-        f"words of {captions['captions']:,} captions of {captions['pictures']:,} drawn scenes, with "
-        f"{', '.join(f'{k} {v}' for k, v in states['multimodal']['versions'].items())}. The frozen tower was "
-        "trained from scratch to name what is in the training scenes. "
-        f"Grounded: {counts['grounded']:,} choices in {counts['grounded'] // 2:,} mirrored pairs (Nikolaus and "
-        f"Fourtassi 2021) on scenes never trained on. Grammar: {counts['blimp']:,} pairs of BLiMP, the challenge's "
-        "fast set, macro average over 67 paradigms. α was not chosen: all that were merged are shown. Accuracy in % "
-        "with 95 % bootstrap intervals; chance is 50.",
-        "",
-    ]
-    rows = [[model, percent(s["blimp"]), percent(s["grounded"])] for model, s in scores.items()]
-    lines += table(["model", "BLiMP (fast)", "grounded"], rows)
-    lines += ["", "Grounded pairs by kind:", ""]
-    rows = []
-    for uid, row in scores["multimodal"]["grounded"]["paradigms"].items():
-        accuracies = [100 * s["grounded"]["paradigms"][uid]["accuracy"] for s in scores.values()]
-        rows.append([uid, str(row["items"]), *(f"{accuracy:.1f}" for accuracy in accuracies)])
-    lines += table(["kind", "choices", *scores], rows)
-    able = [uid for uid, row in scores["language"]["blimp"]["paradigms"].items() if row["accuracy"] > 0.6]
-    lines += [
-        "",
-        f"Many BLiMP paradigms are near chance for a model this small. On the {len(able)} where the language-only "
-        "twin is above 60 % (chosen on the same items, which flatters it): "
-        + ", ".join(
-            f"{model} {100 * sum(s['blimp']['paradigms'][uid]['accuracy'] for uid in able) / len(able):.1f}"
-            for model, s in scores.items()
-        )
-        + ".",
-        "",
-    ]
-    return lines
-
-
-def kept_section(title: str) -> list[str]:
-    """A section of the docs/results.md that is there already."""
-    lines = (DOCS / "results.md").read_text(encoding="utf-8").splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("## ")] + [len(lines)]
-    for start, end in pairwise(starts):
-        if lines[start].startswith(f"## {title}"):
-            return lines[start:end]
-    return []
-
-
 def commit(results: Path, place: Path) -> None:
     """Copy results to docs/, with no paths of this disk."""
     shown = fit_to_be_seen("results.json", results)
@@ -223,12 +157,22 @@ def take_over(folders: list[Path]) -> None:
     shutil.copyfile(folders[0] / "alpha_curve.png", DOCS / "alpha_curve.png")
 
 
-def page(real: list[str]) -> str:
-    """The page, with this section on real data."""
+def take_over_study(folder: Path) -> None:
+    """Put the numbers and plots of a study into docs/, in place of those of its size."""
+    study = read(folder / "study.json")
+    if study["size"] == "tiny":
+        raise SystemExit("A tiny study has no numbers worth reporting.")
+    commit(folder / "study.json", RESULTS / f"study-{study['size']}.json")
+    draw(study, DOCS)
+
+
+def page() -> str:
+    """The page."""
     runs = sorted((read(path) for path in RESULTS.glob("demo-seed*.json")), key=lambda run: run["seed"])
     header = "Written by `scripts/write_results.py` from `docs/results/`; only *What was tried* has typed numbers."
     other = {name: read(path) for name in NAMES if (path := RESULTS / f"other-{name}.json").is_file()}
-    sections = [*demo_section(runs), *(other_section(other) if other else []), *real]
+    studies = [line for path in sorted(RESULTS.glob("study-*.json")) for line in section(read(path), read(PUBLISHED))]
+    sections = [*studies, *demo_section(runs), *(other_section(other) if other else [])]
     return "\n".join(["# Results", "", header, "", *sections]).rstrip() + "\n"
 
 
@@ -236,15 +180,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, nargs="+")
     parser.add_argument("--other", type=Path)
-    parser.add_argument("--real", type=Path)
+    parser.add_argument("--study", type=Path)
     options = parser.parse_args()
     if options.demo:
         take_over(options.demo)
     if options.other:
         for name in NAMES:
             commit(options.other / name / "results.json", RESULTS / f"other-{name}.json")
-    real = real_section(options.real) if options.real else kept_section("Real data")
-    (DOCS / "results.md").write_text(page(real), encoding="utf-8")
+    if options.study:
+        take_over_study(options.study)
+    (DOCS / "results.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -187,4 +187,4 @@ def test_the_page_of_results_is_what_the_results_say(monkeypatch):
     import write_results
 
     written = (write_results.DOCS / "results.md").read_text(encoding="utf-8")
-    assert write_results.page(write_results.kept_section("Real data")) == written
+    assert write_results.page() == written

@@ -1,0 +1,279 @@
+"""The numbers of a study, from the scores of its items: what `study.json` holds.
+
+Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the language-only twin gets
+at least 60 % right on the selection half; grounding is the grounded pairs, the macro average over their kinds.
+Whatever is chosen (these paradigms, every alpha, the best of several merges) is chosen on the selection half, over all
+seeds together; every number that is reported is of the test half. Intervals are 95 % bootstrap intervals: items that
+share a pair are drawn together, and with them the same items under all seeds.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from study_score import DIALS, LANGUAGE, MILESTONE_ALPHAS
+
+from babylm_vlm.evaluation import accuracy, difference_interval
+from babylm_vlm.evaluation.output import items_file, read_items
+from babylm_vlm.evaluation.rows import json_rows
+from babylm_vlm.evaluation.statistics import interval
+from babylm_vlm.evaluation.tasks import Outcome, Sampling, task_of
+from babylm_vlm.merging.sweep import choose_alpha, rule_of
+
+ABLE = 0.6  # accuracy of the language-only twin from which it can do a paradigm
+KEEP = 0.95
+TASKS = {"grammar": "blimp_filtered", "blimp": "blimp_filtered", "grounded": "grounded"}
+EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "reading", "lex-viz_vocab", "captions")
+METHODS = ("layers", "slerp", "ties", "task_arithmetic")
+ENSEMBLE_ALPHAS = [number / 10 for number in range(11)]
+
+System = Callable[[str, str], np.ndarray]  # (part, task) to scores (items of all seeds, options)
+
+
+class Study:
+    """Scores of a run of scripts/reproduce.sh. Items of several seeds follow each other, seed by seed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.seeds = sorted(folder.glob("seed*"))
+        self.able: set[str] = set()
+        self.items: dict[tuple[str, str], list[Outcome]] = {}
+        self.scores = cache(self._scores)
+
+    def outcomes(self, name: str, part: str, task: str) -> list[list[Outcome]]:
+        """Of every seed."""
+        return [read_items(items_file(seed / "scores" / name / part, task))[1] for seed in self.seeds]
+
+    def _scores(self, name: str, part: str, task: str) -> np.ndarray:
+        found = [outcome for outcomes in self.outcomes(name, part, task) for outcome in outcomes]
+        items = self.items.setdefault((part, task), [Outcome(o.uid, o.pair, (), {}) for o in found])
+        if [(item.uid, item.pair) for item in items] != [(o.uid, o.pair) for o in found]:
+            raise ValueError(f"The scores of {name} on {task} are of other items than those of other models.")
+        return np.array([outcome.scores for outcome in found])
+
+    def system(self, name: str) -> System:
+        return lambda part, task: self.scores(name, part, task)
+
+    def ensemble(self, multimodal: str, language: str, alpha: float) -> System:
+        """Both models are run, and their log-probabilities weighed: a merge of outputs, at twice the cost."""
+        return lambda part, task: (
+            alpha * self.scores(multimodal, part, task) + (1 - alpha) * self.scores(language, part, task)
+        )
+
+    def chosen_items(self, part: str, ability: str, uids: Sequence[str] | None = None) -> np.ndarray:
+        """Which items of its task an ability is measured on; only those of some paradigms, if these are named."""
+        wanted = self.able if ability == "grammar" and uids is None else uids
+        items = self.items[part, TASKS[ability]]
+        return np.array([i for i, item in enumerate(items) if wanted is None or item.uid in wanted])
+
+    def measure(self, system: System, part: str, ability: str, uids: Sequence[str] | None = None) -> dict:
+        scores = system(part, TASKS[ability])
+        inside = self.chosen_items(part, ability, uids)
+        found = accuracy(scores[inside], [self.items[part, TASKS[ability]][i] for i in inside])
+        measured = {"accuracy": found.accuracy, "interval": found.interval, "chance": found.chance}
+        return rounded(measured | {"items": len(inside) // len(self.seeds)})
+
+    def difference(self, a: System, b: System, ability: str, uids: Sequence[str] | None = None) -> dict:
+        """Accuracy of A minus that of B on the test half, paired over items; also seed by seed."""
+        scores = [system("test", TASKS[ability]) for system in (a, b)]
+        inside = self.chosen_items("test", ability, uids)
+        items = self.items["test", TASKS[ability]]
+        found = difference_interval(*(s[inside] for s in scores), [items[i] for i in inside]).to_dict()
+        by_seed = []
+        for part in np.split(inside, len(self.seeds)):
+            parted = [s[part] for s in scores]
+            by_seed.append(difference_interval(*parted, [items[i] for i in part], resamples=1).difference)
+        return rounded(found | {"items": len(inside) // len(self.seeds), "by_seed": by_seed})
+
+    def differences(self, a: System, b: System) -> dict[str, dict]:
+        return {ability: self.difference(a, b, ability) for ability in TASKS}
+
+    def point(self, system: System) -> dict:
+        """Both abilities on both halves."""
+        return {
+            "selection": {ability: self.measure(system, "selection", ability) for ability in ("grammar", "grounded")},
+            "test": {ability: self.measure(system, "test", ability) for ability in TASKS},
+        }
+
+    def choose(self, candidates: dict[str, System]) -> tuple[str, list[dict]]:
+        """The best of some merges on the selection half, and all points; the last is the multimodal model."""
+        points = [{"name": name} | self.point(system) for name, system in candidates.items()]
+        best = choose_alpha([{"alpha": i} | point["selection"] for i, point in enumerate(points)], f"keep:{KEEP}")
+        return points[best]["name"], points
+
+    def find_able(self) -> None:
+        """Choose the paradigms by which grammar is measured."""
+        scores = self.scores("language", "selection", "blimp_filtered")
+        found = accuracy(scores, self.items["selection", "blimp_filtered"]).paradigms
+        self.able = {uid for uid, row in found.items() if row.accuracy >= ABLE}
+        if not self.able:  # of a run that shows only that all works
+            self.able = set(found)
+
+
+def rounded(value):
+    """Numbers with five decimals, p-values with as many digits."""
+    if isinstance(value, dict):
+        return {key: float(f"{v:.2g}") if key == "p_value" else rounded(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def collect(folder: Path, size: str) -> dict:
+    """All numbers of a finished run.
+
+    Args:
+        folder: what scripts/reproduce.sh made.
+        size: the name of the run's size.
+    """
+    study = Study(folder)
+    study.find_able()
+    curves, chosen, systems = {}, {}, {name: study.system(name) for name in LANGUAGE}
+    for dial, (eyes, _) in DIALS.items():
+        alphas = sorted(float(path.name) for path in (study.seeds[0] / "scores" / dial).iterdir())
+        candidates = {f"{alpha:g}": study.system(f"{dial}/{alpha:g}") for alpha in alphas}
+        chosen[dial], curves[dial] = study.choose(candidates)
+        systems[f"merged {dial}"] = candidates[chosen[dial]]
+        systems[eyes] = study.system(f"{eyes}/1")
+    candidates = {f"{alpha:g}": study.ensemble("text_captions/1", "language", alpha) for alpha in ENSEMBLE_ALPHAS}
+    chosen["ensemble"], curves["ensemble"] = study.choose(candidates)
+    systems["ensemble"] = candidates[chosen["ensemble"]]
+    for method in METHODS:
+        names = sorted(path.name for path in (study.seeds[0] / "scores" / "merged").glob(f"{method}-*"))
+        candidates = {name.removeprefix(f"{method}-"): study.system(f"merged/{name}") for name in names}
+        candidates["multimodal"] = systems["text_captions"]
+        chosen[method], curves[method] = study.choose(candidates)
+        systems[method] = candidates[chosen[method]]
+    merged = systems["merged text_captions"]
+    halves = [study.system(f"{dial}/0.5") for dial in ("text_captions", "independent_seed")]
+    return {
+        "schema_version": 1,
+        "size": size,
+        "minutes": round(int((folder / "seconds").read_text()) / 60),
+        "seeds": [int(seed.name.removeprefix("seed")) for seed in study.seeds],
+        "rule": rule_of(f"keep:{KEEP}"),
+        "able": sorted(study.able),
+        "models": training(study),
+        "chosen": chosen,
+        "curves": curves,
+        "table": {name: study.point(system)["test"] for name, system in systems.items()},
+        "differences": {
+            "pictures": study.differences(systems["text_captions"], systems["language"]),
+            "caption words": study.differences(systems["caption_language"], systems["language"]),
+            "sight": study.differences(systems["text_captions"], systems["caption_language"]),
+            "merged - multimodal": study.differences(merged, systems["text_captions"]),
+            "merged - language": study.differences(merged, systems["language"]),
+            "half - multimodal": study.differences(halves[0], systems["text_captions"]),
+            "ancestry": study.differences(*halves),
+            **{f"{o} - text_captions": study.differences(systems[o], systems["text_captions"]) for o in ORDERS},
+            **{f"merged {o} - {o}": study.differences(systems[f"merged {o}"], systems[o]) for o in (*ORDERS, "lora")},
+            **{f"merged {o} - merged": study.differences(systems[f"merged {o}"], merged) for o in ORDERS},
+            **{f"merged - {name}": study.differences(merged, systems[name]) for name in RIVALS},
+        },
+        "phenomena": by_phenomenon(study, systems),
+        "kinds": by_kind(study, systems),
+        "milestones": milestones(study),
+        "extra": extra(study, chosen["text_captions"]),
+    }
+
+
+ORDERS = ("captions_text", "mixed")
+RIVALS = ("mixed", "ensemble", "merged lora", *METHODS)
+
+
+def training(study: Study) -> dict[str, dict]:
+    """What the models are and what training them took; minutes and tokens a second are means over seeds."""
+    found = {}
+    for name in (*LANGUAGE, "text_captions", "captions_text", "mixed", "lora"):
+        states = [json.loads((seed / name / "training_state.json").read_text()) for seed in study.seeds]
+        minutes = float(np.mean([state["minutes"] for state in states]))
+        facts = {key: states[0][key] for key in ("parameters", "words_seen", "tokens_seen", "hardware", "versions")}
+        found[name] = rounded(facts | {"minutes": minutes})
+    return found
+
+
+def by_phenomenon(study: Study, systems: dict[str, System]) -> dict[str, dict]:
+    """The loss of grammar and what merging gives back, by BLiMP's phenomena, in paradigms that the twin can do."""
+    terms: dict[str, set[str]] = {}
+    for _, _, row in json_rows(study.folder / "data" / "test" / "blimp_filtered"):
+        if row["UID"] in study.able:
+            terms.setdefault(row["linguistics_term"].replace("_", " "), set()).add(row["UID"])
+    names = ("language", "text_captions", "merged text_captions")
+    language, multimodal, merged = (systems[name] for name in names)
+    return {
+        term: {
+            "paradigms": len(uids),
+            **{name: study.measure(systems[name], "test", "blimp", uids) for name in names},
+            "lost": study.difference(multimodal, language, "blimp", uids),
+            "recovered": study.difference(merged, multimodal, "blimp", uids),
+        }
+        for term, uids in sorted(terms.items())
+    }
+
+
+def by_kind(study: Study, systems: dict[str, System]) -> dict[str, dict]:
+    """The grounded pairs, kind by kind."""
+    names = ("text_captions", "merged text_captions", "mixed", "captions_text")
+    return {
+        uid: {name: study.measure(systems[name], "test", "grounded", [uid]) for name in names}
+        for uid in sorted({item.uid for item in study.items["test", "grounded"]})
+    }
+
+
+def milestones(study: Study) -> list[dict]:
+    """Merging along training: at each checkpoint, what the alpha chosen for it wins and costs."""
+    words_of = {}
+    for place in (study.seeds[0] / "scores" / "milestones").iterdir():
+        number = place.name.removeprefix("chck_")
+        words_of[f"milestones/{place.name}"] = int(number.replace("M", "000000"))
+    words_of["text_captions"] = training(study)["text_captions"]["words_seen"]
+    rows = []
+    for name, words in sorted(words_of.items(), key=lambda item: item[1]):
+        there = [alpha for alpha in MILESTONE_ALPHAS if (study.seeds[0] / "scores" / name / f"{alpha:g}").is_dir()]
+        candidates = {f"{alpha:g}": study.system(f"{name}/{alpha:g}") for alpha in there}
+        alpha, points = study.choose(candidates)
+        test = {point["name"]: point["test"] for point in points}
+        differences = study.differences(candidates[alpha], candidates["1"])
+        row = {"words": words, "alpha": alpha, "multimodal": test["1"], "merged": test[alpha]}
+        rows.append(row | {"merged - multimodal": differences})
+    return rows
+
+
+def extra(study: Study, alpha: str) -> dict[str, dict]:
+    """Tests on which nothing is chosen, of a few models. Numbers other than accuracies are means over seeds."""
+    names = {"language": "language", "caption_language": "caption_language", "text_captions": "text_captions/1"}
+    names |= {"merged text_captions": f"text_captions/{alpha}", "mixed": "mixed/1"}
+    return {label: rounded(extra_of(study, name)) for label, name in names.items()}
+
+
+def extra_of(study: Study, name: str) -> dict[str, dict]:
+    rows = {}
+    for task in EXTRA:
+        kind, by_seed = task_of(study.folder / "data" / "extra" / task), study.outcomes(name, "extra", task)
+        pooled = [outcome for outcomes in by_seed for outcome in outcomes]
+        measured = kind.measure(task, pooled, Sampling())
+        for key, row in measured.items():
+            if row["metric"] != "accuracy":  # a statistic of all items: one for each seed
+                alone = [kind.measure(task, outcomes, Sampling())[key] for outcomes in by_seed]
+                row["value"] = float(np.mean([other["value"] for other in alone]))
+                row["interval"] = np.mean([other["interval"] for other in alone], axis=0).tolist()
+            rows[key] = {k: row[k] for k in ("metric", "value", "interval", "chance")}
+            rows[key]["items"] = row["items"] // (len(study.seeds) if row["metric"] == "accuracy" else 1)
+    return rows | {"perplexity": perplexity(study, name)}
+
+
+def perplexity(study: Study, name: str) -> dict:
+    """Of held-out captions, per word: exp(−Σ log p / Σ words); the first option of an item is the right caption."""
+    folder = study.folder / "data" / "extra" / "captions"
+    words = np.tile([len(row["sentence_good"].split()) for _, _, row in json_rows(folder)], len(study.seeds))
+    surprisals = -study.scores(name, "extra", "captions")[:, 0]
+    pairs = [item.pair for item in study.items["extra", "captions"]]
+    _, cluster = np.unique(pairs, return_inverse=True)
+    sums, lengths = (np.bincount(cluster, weights=values) for values in (surprisals, words))
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=2000)
+    value, resampled = sums.sum() / lengths.sum(), (drawn @ sums) / (drawn @ lengths)
+    low, high = interval(np.exp(resampled))
+    found = {"metric": "perplexity", "value": float(np.exp(value)), "interval": [low, high], "chance": None}
+    return found | {"items": len(pairs) // len(study.seeds)}

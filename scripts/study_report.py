@@ -1,0 +1,468 @@
+"""The study in words and plots: every sentence is made from the numbers of `study.json`.
+
+    python scripts/study_report.py runs/study-small
+
+RUN is what scripts/reproduce.sh made; study.json, study.md and plots are written into it. scripts/write_results.py
+--study RUN takes them over into docs/. "Clearly" means that the 95 % interval of a difference excludes zero.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from babylm_vlm.demo.report import percent, points
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "results" / "published.json"
+GRAMMAR, GROUNDED, GREY = "#1b6ca8", "#d1495b", "0.5"
+NAMES = {
+    "ancestor": "ancestor",
+    "language": "language-only twin",
+    "caption_language": "captions' words without pictures",
+    "text_captions": "multimodal: text → captions",
+    "captions_text": "multimodal: captions → text",
+    "mixed": "multimodal: mixed (replay)",
+    "lora": "multimodal: LoRA",
+    "independent": "language-only, independent seed",
+    "merged text_captions": "merged: text → captions",
+    "merged captions_text": "merged: captions → text",
+    "merged mixed": "merged: mixed",
+    "merged independent_seed": "merged: independent seed",
+    "merged lora": "LoRA dial",
+    "ensemble": "ensemble of both",
+    "layers": "merged: several α",
+    "slerp": "slerp",
+    "ties": "TIES",
+    "task_arithmetic": "task arithmetic",
+}
+PLOTS = ("alpha", "trade", "phenomena", "milestones")
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def is_clear(difference: dict) -> bool:
+    low, high = difference["interval"]
+    return low > 0 or high < 0
+
+
+def change(difference: dict) -> str:
+    """`falls by 6.9 points [5.0, 8.8]`, or that it does not change clearly."""
+    if not is_clear(difference):
+        return f"does not change clearly ({points(difference)} points)"
+    low, high = sorted(abs(100 * end) for end in difference["interval"])
+    verb = "rises" if difference["difference"] > 0 else "falls"
+    return f"{verb} by {abs(100 * difference['difference']):.1f} points [{low:.1f}, {high:.1f}]"
+
+
+def seeds_agreeing(difference: dict) -> str:
+    """In how many seeds the sign is that of the mean; nothing for a single seed."""
+    values = difference["by_seed"]
+    same = sum(value * difference["difference"] > 0 for value in values)
+    return f", in {same} of {len(values)} seeds" if len(values) > 1 else ""
+
+
+def compared(differences: dict[str, dict]) -> str:
+    """What the first of two models is against the second, and the differences in both abilities."""
+    both = [differences["grammar"], differences["grounded"]]
+    signs = [(d["difference"] > 0) - (d["difference"] < 0) if is_clear(d) else 0 for d in both]
+    if not any(signs):
+        verdict = "is not clearly better or worse"
+    elif min(signs) >= 0:
+        verdict = "is better"
+    elif max(signs) <= 0:
+        verdict = "is worse"
+    else:
+        verdict = f"has {'more grammar and less' if signs[0] > 0 else 'less grammar and more'} grounding"
+    return f"{verdict} (grammar {points(both[0])}, grounding {points(both[1])} points)"
+
+
+def merge_at(alpha: str, differences: dict[str, dict]) -> str:
+    """What a merge at the chosen alpha changes."""
+    if alpha == "1":
+        return "no α below 1 is chosen: none has more grammar and keeps the grounding"
+    return f"at α = {alpha} grammar {change(differences['grammar'])} and grounding {change(differences['grounded'])}"
+
+
+def joined(parts: list[str]) -> str:
+    return ", ".join(parts) if parts else "none"
+
+
+def lost(study: dict) -> str:
+    d = study["differences"]
+    language, multimodal = (percent(study["table"][name]["grammar"]) for name in ("language", "text_captions"))
+    return (
+        f"From the language-only twin ({language}) to the multimodal one ({multimodal}) grammar "
+        f"{change(d['pictures']['grammar'])}{seeds_agreeing(d['pictures']['grammar'])}; over all paradigms of BLiMP, "
+        f"those at chance included, it {change(d['pictures']['blimp'])}. With the captions' words alone, without "
+        f"pictures, grammar {change(d['caption words']['grammar'])}, and when pictures are added to them it "
+        f"{change(d['sight']['grammar'])}."
+    )
+
+
+def phenomena(study: dict) -> str:
+    rows = study["phenomena"]
+
+    def listed(key: str, sign: int) -> str:
+        chosen = {term: row[key] for term, row in rows.items() if is_clear(row[key])}
+        chosen = {term: d for term, d in chosen.items() if d["difference"] * sign > 0}
+        ordered = sorted(chosen, key=lambda term: -abs(chosen[term]["difference"]))
+        return joined([f"{term} ({points(chosen[term])})" for term in ordered])
+
+    return (
+        f"Of {len(rows)} phenomena with paradigms that the language-only twin can do, grammar falls clearly in: "
+        f"{listed('lost', -1)}; and rises clearly in: {listed('lost', 1)}. Merging clearly gives back: "
+        f"{listed('recovered', 1)}; and clearly takes away: {listed('recovered', -1)}. (Of so many intervals, "
+        f"{0.05 * len(rows):.1f} would exclude zero by chance.)"
+    )
+
+
+def recovered(study: dict) -> str:
+    d, t, alpha = study["differences"], study["table"], study["chosen"]["text_captions"]
+    merged, multimodal = t["merged text_captions"], t["text_captions"]
+    shares = []
+    if is_clear(d["pictures"]["grammar"]) and d["pictures"]["grammar"]["difference"] < 0:
+        share = -d["merged - multimodal"]["grammar"]["difference"] / d["pictures"]["grammar"]["difference"]
+        shares.append(f"{100 * share:.0f} % of the grammar that was lost comes back")
+    else:
+        shares.append("there was no clear loss that could come back")
+    gain = multimodal["grounded"]["accuracy"] - multimodal["grounded"]["chance"]
+    if multimodal["grounded"]["interval"][0] > multimodal["grounded"]["chance"]:
+        kept = (merged["grounded"]["accuracy"] - merged["grounded"]["chance"]) / gain
+        shares.append(f"{100 * kept:.0f} % of the grounding above chance is kept")
+    else:
+        shares.append("the multimodal twin's grounding was not clearly above chance")
+    return (
+        f"Against the multimodal twin, {merge_at(alpha, d['merged - multimodal'])}"
+        f"{seeds_agreeing(d['merged - multimodal']['grammar'])}: {' and '.join(shares)}. Against the language-only "
+        f"twin, grammar {change(d['merged - language']['grammar'])}. (Whatever is chosen, "
+        f"{merge_at('0.5', d['half - multimodal'])} against the multimodal twin.)"
+    )
+
+
+def order(study: dict) -> list[str]:
+    d, chosen = study["differences"], study["chosen"]
+    return [
+        f"- Before merging, {words} {compared(d[f'{name} - text_captions'])} than captions after text. In its own "
+        f"merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}; the result "
+        f"{compared(d[f'merged {name} - merged'])} than the merge of captions after text."
+        for name, words in (("captions_text", "text after captions"), ("mixed", "mixing both"))
+    ]
+
+
+def ancestry(study: dict) -> str:
+    alpha = study["chosen"]["independent_seed"]
+    verdict = "no α below 1 is chosen" if alpha == "1" else f"α = {alpha} is chosen"
+    return (
+        "At α = 0.5 the merge of twins with a common ancestor "
+        f"{compared(study['differences']['ancestry'])} than that of the same multimodal model with a language-only "
+        f"one that had its own random start, on whose dial {verdict}."
+    )
+
+
+def one_alpha(study: dict) -> str:
+    name = study["chosen"]["layers"]
+    if name == "multimodal":
+        return "No plan with several α is chosen over the multimodal twin itself: none keeps enough of its grounding."
+    return (
+        f"One global α {compared(study['differences']['merged - layers'])} than the best of the plans that give word "
+        f"embeddings, first and last layer each their own ({name})."
+    )
+
+
+def rivals(study: dict) -> list[str]:
+    names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble of both, at twice the cost,"}
+    names |= {"merged lora": "the LoRA dial", "slerp": "slerp", "ties": "TIES", "task_arithmetic": "task arithmetic"}
+    lines = []
+    for name, words in names.items():
+        chosen = study["chosen"][name.removeprefix("merged ")]
+        where = {"mixed": "", "multimodal": " (no weight chosen: the multimodal twin)"}
+        setting = where.get(name, where.get(chosen, f" (at {chosen})"))
+        lines.append(f"- Against {words}{setting} the merge {compared(study['differences'][f'merged - {name}'])}.")
+    return lines
+
+
+def along(study: dict) -> str:
+    rows = study["milestones"]
+    gains = [row for row in rows if row["merged - multimodal"]["grammar"]["interval"][0] > 0]
+    found = [
+        f"after {row['words']:,} words of captions (α = {row['alpha']}: {compared(row['merged - multimodal'])})"
+        for row in gains
+    ]
+    return f"Of {len(rows)} checkpoints, merging clearly gains grammar at {len(gains)}{': ' if gains else ''}" + (
+        "; ".join(found) + "."
+    )
+
+
+def alphas(study: dict) -> list[str]:
+    rows = [
+        [f"{point['name']}", *(percent(point["test"][ability]) for ability in ("grammar", "blimp", "grounded"))]
+        for point in study["curves"]["text_captions"]
+    ]
+    return table(["α", "grammar", "BLiMP, all", "grounded"], rows)
+
+
+def systems(study: dict) -> list[str]:
+    rows = []
+    for name, label in NAMES.items():
+        measured = study["table"].get(name)
+        if measured:
+            setting = study["chosen"].get(name.removeprefix("merged ")) if name not in study["models"] else None
+            label += f" ({'α = ' if setting[0] in '01' else ''}{setting})" if setting else ""
+            rows.append([label, *(percent(measured[ability]) for ability in ("grammar", "blimp", "grounded"))])
+    return table(["model", "grammar", "BLiMP, all", "grounded"], rows)
+
+
+def extras(study: dict) -> list[str]:
+    columns = {
+        "supplement_filtered": "supplement",
+        "entity_tracking": "entity tracking",
+        "lex-viz_vocab": "DevBench words",
+    }
+    columns |= {"wug_adj_nominalization": "WUG adjectives, ρ", "reading_eye_tracking": "eye tracking, ΔR² %"}
+    columns |= {"reading_self_paced": "self-paced, ΔR² %", "captions": "caption or another's"}
+    columns |= {"perplexity": "perplexity of captions"}
+    there = [key for key in columns if all(key in rows for rows in study["extra"].values())]
+    lines = []
+    units = {"accuracy": (100, 1), "spearman": (1, 2), "r2_gain": (1, 2), "perplexity": (1, 1)}
+    for name, rows in study["extra"].items():
+        cells = [NAMES[name]]
+        for key in there:
+            factor, digits = units[rows[key]["metric"]]
+            value, low, high = (f"{factor * x:.{digits}f}" for x in (rows[key]["value"], *rows[key]["interval"]))
+            cells.append(f"{value} [{low}, {high}]")
+        lines.append(cells)
+    chance = {key: rows[key]["chance"] for key in there}
+    guessing = ["" if value is None else f"{units[rows[key]['metric']][0] * value:g}" for key, value in chance.items()]
+    return table(["model", *(columns[key] for key in there)], [*lines, ["chance", *guessing]])
+
+
+def beside(study: dict, published: dict) -> list[str]:
+    """The paper's claims and the organisers' baselines."""
+    d, paper, baselines = study["differences"], published["paper"], published["baselines"]
+    claims = [
+        [paper["claims"]["loss"], f"Grammar {change(d['pictures']['grammar'])}."],
+        [
+            paper["claims"]["merging"],
+            f"For the merge, {merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}.",
+        ],
+    ]
+    keys = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "lex-viz_vocab")
+    rows = []
+    for name in ("language", "text_captions", "merged text_captions"):
+        measured = [study["table"][name]["blimp"]["accuracy"], *(study["extra"][name][key]["value"] for key in keys)]
+        cells = [f"{x:.2f}" if i == 3 else f"{100 * x:.1f}" for i, x in enumerate(measured)]
+        rows.append([f"here: {NAMES[name]}", *cells])
+    for name, values in baselines["rows"].items():
+        rows.append([name, *("" if value is None else f"{value:g}" for value in values)])
+    words = study["models"]["ancestor"]["words_seen"] + study["models"]["language"]["words_seen"]
+    return [
+        *table([f"{paper['name']}, {paper['source']}", "here"], claims),
+        "",
+        *table(["", *baselines["columns"]], rows),
+        "",
+        f"What differs: the language-only twin here has {study['models']['language']['parameters'] / 1e6:.1f} million "
+        f"parameters and read {words:,} words, repetitions included, the multimodal one "
+        f"{study['models']['text_captions']['words_seen']:,} words of captions besides, all of one kind of drawing, "
+        "through a small tower that was trained on these drawings; the paper and the baselines have ten to a hundred "
+        "million words and DINOv2. DevBench here is its words only. The scores here are of half of BLiMP's items"
+        f"{', thinned' if study['size'] != 'full' else ''}. Baselines: {baselines['source']}.",
+        "",
+    ]
+
+
+def setting(study: dict) -> list[str]:
+    """What was trained and measured."""
+    models, seeds = study["models"], study["seeds"]
+    items = {ability: study["table"]["language"][ability]["items"] for ability in ("grammar", "blimp", "grounded")}
+    first = next(iter(models.values()))
+    minutes = sum(row["minutes"] for row in models.values())
+    rate = sum(row["tokens_seen"] for row in models.values()) / (60 * max(minutes, 0.01))
+    versions = ", ".join(f"{package} {number}" for package, number in first["versions"].items())
+    return [
+        f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
+        f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; "
+        f"{study['minutes']} minutes in all, of which training a seed's {len(models)} models took {minutes:.0f}, "
+        f"at {rate:,.0f} tokens a second. All "
+        "models but the independent one start from the ancestor, and so have read its words too:",
+        "",
+        *table(
+            ["model", "words read", "minutes"],
+            [
+                [NAMES.get(n, n.replace("_", " ")), f"{m['words_seen']:,}", f"{m['minutes']:.1f}"]
+                for n, m in models.items()
+            ],
+        ),
+        "",
+        f"Grammar is the macro average over the {len(study['able'])} BLiMP paradigms of which the language-only twin "
+        f"gets 60 % right on the selection half ({items['grammar']:,} test items, of {items['blimp']:,} in all); "
+        f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
+        "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
+        f"selection half; every number here is of the test half. How α is chosen: {study['rule']} Accuracy in % "
+        "with 95 % bootstrap intervals over items. *Clearly*: the interval of the paired difference excludes "
+        "zero.",
+        "",
+    ]
+
+
+def section(study: dict, published: dict, title: str = "## The study") -> list[str]:
+    """The section of docs/results.md."""
+    prefix = f"study-{study['size']}"
+    tiny = ["**A tiny run shows that every stage works. Its numbers mean nothing.**", ""]
+
+    def answer(question: str, *text: str, plot: str | None = None) -> list[str]:
+        return [f"### {question}", "", *text, "", *([f"![{question}]({prefix}-{plot}.png)", ""] if plot else [])]
+
+    return [
+        title,
+        "",
+        *(tiny if study["size"] == "tiny" else []),
+        *setting(study),
+        *answer("How much grammar is lost by training on pictures?", lost(study), plot="alpha"),
+        *answer("Which phenomena?", phenomena(study), plot="phenomena"),
+        *answer("How much does merging recover, at what cost to grounding?", recovered(study)),
+        *alphas(study),
+        "",
+        *answer("Does the order of the data matter?", *order(study), plot="trade"),
+        *answer("Does a common ancestor?", ancestry(study)),
+        *answer("Is one global α enough?", one_alpha(study)),
+        *answer("Does it beat replay, the ensemble, and other ways to merge?", *rivals(study)),
+        *answer("When along training does it pay?", along(study), plot="milestones"),
+        "### All models",
+        "",
+        *systems(study),
+        "",
+        "Grounded pairs by kind:",
+        "",
+        *kinds(study),
+        "",
+        "Tests on which nothing was chosen (all their items):",
+        "",
+        *extras(study),
+        "",
+        "### Beside the paper and the organisers' baselines",
+        "",
+        *beside(study, published),
+    ]
+
+
+def kinds(study: dict) -> list[str]:
+    names = list(next(iter(study["kinds"].values())))
+    rows = [
+        [uid.replace("_", " "), str(row[names[0]]["items"]), *(percent(row[name]) for name in names)]
+        for uid, row in study["kinds"].items()
+    ]
+    return table(["kind", "choices", *(NAMES[name] for name in names)], rows)
+
+
+def draw(study: dict, folder: Path) -> None:
+    """The plots, as PNG files."""
+    for name, plot in zip(PLOTS, (draw_alpha, draw_trade, draw_phenomena, draw_milestones), strict=True):
+        figure, axes = plt.subplots(figsize=(7, 4.6), dpi=130)
+        plot(study, axes)
+        axes.grid(alpha=0.25)
+        figure.tight_layout()
+        figure.savefig(folder / f"study-{study['size']}-{name}.png")
+        plt.close(figure)
+
+
+def bars(measured: list[dict]) -> tuple[list[float], list[list[float]]]:
+    """Accuracies or differences in percent, and the distances to both ends of their intervals, for matplotlib."""
+    values = [100 * row.get("accuracy", row.get("difference")) for row in measured]
+    ends = [[100 * end for end in row["interval"]] for row in measured]
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
+    return values, [below, above]
+
+
+def draw_alpha(study: dict, axes: plt.Axes) -> None:
+    curve = study["curves"]["text_captions"]
+    steps = [float(point["name"]) for point in curve]
+    for ability, colour in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
+        values, (below, above) = bars([point["test"][ability] for point in curve])
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, label=ability)
+        low, high = ([v + s * e for v, e in zip(values, ends, strict=True)] for s, ends in ((-1, below), (1, above)))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    language = 100 * study["table"]["language"]["grammar"]["accuracy"]
+    axes.axhline(language, color=GRAMMAR, linestyle="--", linewidth=1, label="grammar of the language-only twin")
+    axes.axhline(50, color=GREY, linestyle=":", linewidth=1.2, label="chance")
+    chosen = study["chosen"]["text_captions"]
+    axes.axvline(float(chosen), color="0.2", linestyle="--", linewidth=1, label=f"α = {chosen}, chosen on selection")
+    axes.set(xlabel="α, the weight of the multimodal twin", ylabel="accuracy (%), test half", xlim=(0, 1))
+    axes.legend(fontsize=8)
+
+
+def draw_trade(study: dict, axes: plt.Axes) -> None:
+    styles = {
+        "text_captions": (GRAMMAR, "merges: text → captions"),
+        "captions_text": ("#2a9d8f", "merges: captions → text"),
+        "mixed": ("#e9a23b", "merges: mixed"),
+        "independent_seed": (GREY, "merges with an independent seed"),
+        "lora": ("#8e5ea2", "LoRA dial"),
+        "ensemble": (GROUNDED, "ensemble"),
+    }
+    for name, (colour, label) in styles.items():
+        x, y = (bars([p["test"][ability] for p in study["curves"][name]])[0] for ability in ("grounded", "grammar"))
+        axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1, label=label)
+        axes.plot(x[-1:], y[-1:], color=colour, marker="s", markersize=7)
+    for method, marker in (("layers", "^"), ("slerp", "x"), ("ties", "+"), ("task_arithmetic", "*")):
+        tests = [point["test"] for point in study["curves"][method][:-1]]
+        x, y = (bars([test[ability] for test in tests])[0] for ability in ("grounded", "grammar"))
+        axes.scatter(x, y, marker=marker, color="0.15", s=36, label=NAMES[method], zorder=3)
+    axes.axvline(50, color=GREY, linestyle=":", linewidth=1.2)
+    axes.set(xlabel="grounding (%), test half; squares: α = 1", ylabel="grammar (%), test half")
+    axes.legend(fontsize=7)
+
+
+def draw_phenomena(study: dict, axes: plt.Axes) -> None:
+    terms = sorted(study["phenomena"], key=lambda term: study["phenomena"][term]["lost"]["difference"], reverse=True)
+    kinds = (
+        ("lost", GROUNDED, "multimodal − language-only", 0.15),
+        ("recovered", GRAMMAR, "merged − multimodal", -0.15),
+    )
+    for key, colour, label, shift in kinds:
+        values, ends = bars([study["phenomena"][term][key] for term in terms])
+        places = [i + shift for i in range(len(terms))]
+        axes.errorbar(values, places, xerr=ends, color=colour, fmt="o", markersize=4, linewidth=1.2, label=label)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(terms)), terms)
+    axes.set(xlabel="difference in accuracy (points), 95 % intervals, test half")
+    axes.legend(fontsize=8)
+
+
+def draw_milestones(study: dict, axes: plt.Axes) -> None:
+    words = [row["words"] for row in study["milestones"]]
+    for kind, line in (("multimodal", "--"), ("merged", "-")):
+        for ability, colour in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
+            values, ends = bars([row[kind][ability] for row in study["milestones"]])
+            style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4, "capsize": 2}
+            axes.errorbar(words, values, yerr=ends, label=f"{ability}, {kind}", **style)
+    axes.axhline(50, color=GREY, linestyle=":", linewidth=1.2)
+    axes.set(xlabel="words of captions read", ylabel="accuracy (%), test half")
+    axes.set_xscale("log")
+    axes.legend(fontsize=8)
+
+
+def main() -> None:
+    from study_numbers import collect
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--size", default="full", help="tiny, small or full, as the run was")
+    options = parser.parse_args()
+    study = collect(options.run, options.size)
+    (options.run / "study.json").write_text(json.dumps(study, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    lines = section(study, json.loads(PUBLISHED.read_text(encoding="utf-8")), "# The study")
+    (options.run / "study.md").write_text("\n".join(lines), encoding="utf-8")
+    draw(study, options.run)
+    print(f"{options.run / 'study.md'}: the answers.")
+
+
+if __name__ == "__main__":
+    main()

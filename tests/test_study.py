@@ -1,0 +1,204 @@
+"""The study's data, and its report from made-up scores in which the truth is known: fast, and without a model."""
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pair_files import write_lines
+
+from babylm_vlm.evaluation.output import items_file, write_items
+from babylm_vlm.evaluation.tasks import Outcome
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+PARADIGMS = {"agreement_1": "subject_verb_agreement", "island_1": "island_effects", "hopeless": "quantifiers"}
+KINDS = ("animals", "verbs")
+ITEMS = 200
+ALPHAS = ("0", "0.5", "1")
+
+
+def dial(name: str, *levels: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    return {f"{name}/{alpha}": level for alpha, level in zip(ALPHAS[-len(levels) :], levels, strict=True)}
+
+
+LEVELS = {  # accuracy in grammar (on the paradigms that can be done) and in grounding
+    **dict.fromkeys(("ancestor", "language", "independent"), (0.9, 0.5)),
+    "caption_language": (0.88, 0.5),
+    **dial("text_captions", (0.9, 0.5), (0.85, 0.79), (0.7, 0.8)),
+    **dial("captions_text", (0.9, 0.5), (0.85, 0.6), (0.85, 0.6)),
+    **dial("mixed", (0.9, 0.5), (0.87, 0.7), (0.85, 0.8)),
+    **dial("independent_seed", (0.9, 0.5), (0.5, 0.5), (0.7, 0.8)),
+    **dial("lora", (0.9, 0.5), (0.8, 0.6), (0.8, 0.7)),
+    **dial("milestones/chck_1000", (0.9, 0.5), (0.9, 0.5)),
+    **dict.fromkeys(("merged/layers-rising", "merged/slerp-0.5"), (0.85, 0.79)),
+    **dict.fromkeys(("merged/ties-0.5", "merged/task_arithmetic-0.5"), (0.6, 0.6)),
+}
+
+
+def choices(uids, levels, seed: int) -> list[Outcome]:
+    """Items of each paradigm, the first share of which is right; the right option is ahead by one nat."""
+    found = []
+    for uid, level in zip(uids, levels, strict=True):
+        right = round(level * ITEMS)
+        for i in range(ITEMS):
+            margin = 1.0 if (i * 37 + 11 * seed) % ITEMS < right else -1.0
+            found.append(Outcome(uid, f"{uid}:{i}", (-10.0, -10.0 - margin), {}))
+    return found
+
+
+def extra_outcomes() -> dict[str, list[Outcome]]:
+    pair, numbers = (-9.0, -10.0), np.random.default_rng(0)
+    reading = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound", "self_paced_reading_time")
+    reading += ("Subtlex_log10", "length", "context_length", "prev_length")
+    return {
+        "supplement_filtered": [Outcome("hypernym", str(i), pair, {}) for i in range(4)],
+        "entity_tracking": [Outcome("regular_0_ops", str(i), (*pair, -11.0), {}) for i in range(4)],
+        "wug_adj_nominalization": [Outcome("wug_adj", str(i), (-9.0, -8.0 - i), {"ratio": i / 4}) for i in range(4)],
+        "reading": [
+            Outcome("reading", str(i), tuple(numbers.random(2)), {name: numbers.random() for name in reading})
+            for i in range(40)
+        ],
+        "lex-viz_vocab": [Outcome("lex-viz_visual", str(i), (*pair, *pair), {}) for i in range(4)],
+        "captions": [Outcome("captions", str(i // 2), (-4.0, -8.0), {}) for i in range(4)],
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a run with two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "seconds").write_text("3000\n")
+    rows = [{"UID": uid, "linguistics_term": term} for uid, term in PARADIGMS.items()]
+    write_lines(folder / "data" / "test" / "blimp_filtered" / "all.jsonl", rows)
+    write_lines(folder / "data" / "extra" / "captions" / "captions.jsonl", [{"sentence_good": "a b c d"}] * 4)
+    for seed, (name, (grammar, grounding)) in product(range(2), LEVELS.items()):
+        scores = folder / f"seed{seed}" / "scores" / name
+        for part in ("selection", "test"):
+            pairs = choices(PARADIGMS, (grammar, grammar, 0.4), seed)
+            write_items(items_file(scores / part, "blimp_filtered"), {}, pairs)
+            write_items(items_file(scores / part, "grounded"), {}, choices(KINDS, (grounding, grounding), seed))
+        if name in ("language", "caption_language", "mixed/1") or name.startswith("text_captions/"):
+            for task, outcomes in extra_outcomes().items():
+                write_items(items_file(scores / "extra", task), {}, outcomes)
+    names = ("ancestor", "language", "caption_language", "independent", "text_captions", "captions_text")
+    for seed, name in product(range(2), (*names, "mixed", "lora")):
+        state = {"parameters": 10, "words_seen": 2000, "tokens_seen": 3000, "minutes": 1.0, "hardware": "a CPU"}
+        place = folder / f"seed{seed}" / name
+        place.mkdir(parents=True)
+        (place / "training_state.json").write_text(json.dumps(state | {"versions": {"torch": "2"}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(run) -> tuple[dict, str]:
+    """Numbers and words of the report."""
+    import study_numbers
+    import study_report
+
+    study = study_numbers.collect(run, "small")
+    study_report.draw(study, run)
+    published = json.loads(study_report.PUBLISHED.read_text(encoding="utf-8"))
+    return study, "\n".join(study_report.section(json.loads(json.dumps(study)), published))
+
+
+def test_choices_are_made_on_the_selection_half(report):
+    study, _ = report
+    assert study["able"] == ["agreement_1", "island_1"]  # the language-only twin is at 40 % on the third
+    assert study["chosen"]["text_captions"] == "0.5"
+    assert study["chosen"]["independent_seed"] == "1"  # no other keeps the grounding
+    assert study["chosen"]["layers"] == "rising"
+    assert study["chosen"]["ties"] == "multimodal"
+
+
+def test_differences_are_those_that_were_made_up(report):
+    study, _ = report
+    pictures = study["differences"]["pictures"]
+    assert pictures["grammar"]["difference"] == pytest.approx(-0.2)
+    assert pictures["grammar"]["by_seed"] == pytest.approx([-0.2, -0.2])
+    assert pictures["grammar"]["items"] == 2 * ITEMS  # those of one seed
+    assert pictures["grammar"]["interval"][1] < 0 < study["differences"]["ancestry"]["grammar"]["interval"][0]
+    assert study["extra"]["language"]["perplexity"]["value"] == pytest.approx(np.e)  # four nats for four words
+
+
+def test_the_ensemble_weighs_the_scores_of_both_models(report):
+    """Every margin is one nat, so the multimodal model decides above one half; below it the language-only one does."""
+    study, _ = report
+    curve = {point["name"]: point["test"] for point in study["curves"]["ensemble"]}
+    assert curve["0.9"] == curve["1"] == study["table"]["text_captions"]
+    assert curve["0"] == curve["0.1"] == study["table"]["language"]
+
+
+def test_sentences_say_what_the_numbers_say(report):
+    _, text = report
+    assert "grammar falls by 20.0 points" in text and "in 2 of 2 seeds" in text
+    assert "75 % of the grammar that was lost comes back and 97 % of the grounding above chance is kept" in text
+    assert "the merge of twins with a common ancestor is better (grammar +35.0" in text
+    assert "on whose dial no α below 1 is chosen" in text
+    assert "One global α is not clearly better or worse (grammar +0.0" in text
+    assert "Against slerp (at 0.5) the merge is not clearly better or worse" in text
+    assert "Against TIES (no weight chosen: the multimodal twin) the merge has more grammar and less grounding" in text
+    assert "Against replay (the mixed twin, unmerged) the merge is worse (grammar +0.0" in text
+    assert "In its own merge, no α below 1 is chosen" in text  # captions_text: the merge wins nothing
+    assert "Of 2 checkpoints, merging clearly gains grammar at 1: after 2,000 words of captions (α = 0.5" in text
+    assert "subject verb agreement (-20.0" in text and "quantifiers" not in text
+
+
+def test_every_plot_of_the_report_is_there(report, run):
+    _, text = report
+    plots = [name.partition(")")[0] for name in text.split("](study-small-")[1:]]
+    assert len(plots) == 4 and all((run / f"study-small-{name}").is_file() for name in plots)
+
+
+def test_both_halves_share_no_item_and_lose_none(tmp_path, monkeypatch):
+    import study_data
+
+    full_eval, drawn, devbench = (tmp_path / name for name in ("full_eval", "drawn", "devbench"))
+    sentences = [{"sentence_good": f"good {i}", "sentence_bad": f"bad {i}"} for i in range(9)]
+    write_lines(full_eval / "blimp_filtered" / "island.jsonl", sentences)
+    for task in study_data.EXTRA:
+        write_lines(full_eval / task / "some.jsonl", sentences)
+    rows = [row | {"image": f"{i}.jpg", "pair": i // 2} for i, row in enumerate(sentences[:8])]
+    write_lines(drawn / "test" / "grounded" / "animals.jsonl", rows)
+    write_lines(drawn / "test" / "captions" / "captions.jsonl", [{**rows[0], "image": "../grounded/0.jpg"}])
+    write_lines(drawn / "captions" / "metadata.jsonl", [{"text": "the cat sits"}, {"text": "the dog runs"}])
+    write_lines(full_eval / "reading" / "reading_data.csv", ["item,word"])
+    write_lines(devbench / "lex-viz_vocab" / "manifest.csv", ["text1,image1"])
+    output = tmp_path / "runs" / "data"
+    monkeypatch.setattr(
+        sys, "argv", ["study_data.py", *map(str, (full_eval, drawn, devbench)), "--output-dir", str(output)]
+    )
+    study_data.main()
+
+    def read(path: str) -> list[dict]:
+        return [json.loads(line) for line in (output / path).read_text().splitlines()]
+
+    halves = [read(f"{half}/blimp_filtered/island.jsonl") for half in ("selection", "test")]
+    assert [row["sentence_good"] for row in halves[0]] == ["good 0", "good 2", "good 4", "good 6", "good 8"]
+    assert sorted(row["sentence_good"] for half in halves for row in half) == [f"good {i}" for i in range(9)]
+    pairs = [[row["pair"] for row in read(f"{half}/grounded/animals.jsonl")] for half in ("selection", "test")]
+    assert pairs == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    picture = output / "extra" / "captions" / read("extra/captions/captions.jsonl")[0]["image"]
+    assert picture.resolve() == drawn / "test" / "grounded" / "0.jpg"
+    assert (output / "captions.txt").read_text() == "the cat sits\nthe dog runs\n"
+
+
+def test_a_thinned_file_is_evenly_spaced():
+    import study_data
+
+    assert study_data.thinned(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert study_data.thinned(list(range(10)), None) == study_data.thinned(list(range(10)), 20) == list(range(10))
+
+
+def test_captions_of_held_out_scenes_mirror_each_other():
+    from abstract_scenes_to_imagefolder import caption_pairs
+
+    captions = {"1": ["mike runs"], "2": ["jenny sits", "the sun"], "3": ["a cat"], "4": ["a cat"], "5": ["alone"]}
+    first, second = caption_pairs(captions, ["1", "2", "3", "4", "5"])  # 3 and 4 say the same; 5 has no other
+    assert (first["sentence_good"], first["sentence_bad"]) == ("mike runs", "jenny sits")
+    assert (second["sentence_good"], second["sentence_bad"], second["pair"]) == (
+        "jenny sits",
+        "mike runs",
+        first["pair"],
+    )
