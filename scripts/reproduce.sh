@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The study of docs/results.md: does merging give grammar back, and what does it cost? One commented command per stage.
+# The study: does merging give grammar back, and what does it cost? One commented command per stage.
 #
-#   DATA=data scripts/reproduce.sh --small       within an hour on two CPU cores: one seed, 2.6 million parameters
+#   DATA=data scripts/reproduce.sh --small       sized for an hour on two CPU cores: one seed, 2.6 million parameters
 #   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 10 million parameters; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
