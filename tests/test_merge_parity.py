@@ -205,8 +205,14 @@ def test_other_methods_are_mergekits_and_lose_nothing(tmp_path, caplog, multimod
     assert not torch.equal(merged["model.embed_tokens.weight"], multimodal["model.embed_tokens.weight"])
     assert not (tmp_path / "ours" / "mergekit").exists()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").config.vision_tower
-    with pytest.raises(ValueError, match="Only linear plans can be verified"):
-        verify(tmp_path / "ours", read_plan(tmp_path / "plan.yaml"))
+    report = verify(tmp_path / "ours", read_plan(tmp_path / "plan.yaml"))
+    assert report == {"tensors": len(merged), "different": [], "missing": [], "extra": []}
+    plan["parameters"]["t"] = 0.5
+    (tmp_path / "another.yaml").write_text(yaml.safe_dump(plan))
+    report = verify(tmp_path / "ours", read_plan(tmp_path / "another.yaml"))
+    assert {row["name"] for row in report["different"]} == {name for name in decoder if "norm" not in name}
+    report = verify(tmp_path / "theirs", read_plan(tmp_path / "plan.yaml"))
+    assert (report["different"], report["missing"]) == ([], sorted(set(multimodal) - set(theirs)))
 
 
 def add_tensor(folder: str, target: Path, name: str) -> Path:
