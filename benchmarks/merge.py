@@ -4,10 +4,11 @@
     python benchmarks/merge.py                   # 10M parameters, and 1.3B in bf16 and in fp32; minutes, 20 GB
     python benchmarks/merge.py --cases 1.3B-bf16 --rounds 5 --json
 
-- The three are whole processes, start-up included, interleaved in every round; the table has medians and the largest
+- All are whole processes, start-up included, interleaved in every round; the table has medians and the largest
   peak memory. Our merge also checks for NaN, waits until the files are on the disk, and writes a model card with the
   hashes of its parents; mergekit does none of the three, and its tokenizer and card steps are off.
-- The floor reads both checkpoints and writes one, in blocks, with fsync.
+- The floor reads both checkpoints and writes one, in blocks, with fsync; and once more with the parents' SHA-256, which
+  our model card names and mergekit's does not.
 - Both merges must agree bit for bit, or the benchmark fails.
 - Files lie in memory (/dev/shm) where there is such a place, or the disk would be measured; --folder moves them.
 - CPU seconds are the fairer measure on a machine that does other work at the same time.
@@ -49,12 +50,15 @@ models:
   - {{model: {folder}/language, parameters: {{weight: 0.7}}}}
 """
 COPY = """
-import os, sys
-*sources, target = sys.argv[1:]
+import hashlib, os, sys
+hashed, *sources, target = sys.argv[1:]
 with open(target, "wb", buffering=0) as out:
     for place, source in enumerate(sources):
+        digest = hashlib.sha256()
         with open(source, "rb", buffering=0) as file:
             while block := file.read(1 << 21):
+                if hashed == "yes":
+                    digest.update(block)
                 if place % 2 == 0:
                     out.write(block)
     os.fsync(out)
@@ -92,7 +96,7 @@ def main() -> None:
 
 
 def run_case(case: str, rounds: int, place: Path) -> dict:
-    """Medians of seconds and CPU seconds and the largest peak memory, in bytes, of each of the three."""
+    """Medians of seconds and CPU seconds and the largest peak memory, in bytes, of each."""
     check_room(case, place)
     with tempfile.TemporaryDirectory(prefix="merge-benchmark-", dir=place) as name:
         folder = Path(name)
@@ -125,7 +129,8 @@ def make_commands(folder: Path, plan: Path) -> dict[str, list[str]]:
     return {
         "babylm-vlm": [python, "-m", "babylm_vlm.cli", "merge", str(plan), "--output-dir", str(folder / "babylm-vlm")],
         "mergekit": [python, "-m", "mergekit.scripts.run_yaml", str(plan), str(folder / "mergekit"), *fast, *off],
-        "copy": [python, "-c", COPY, *in_turn, str(folder / "copy")],
+        "copy": [python, "-c", COPY, "no", *in_turn, str(folder / "copy")],
+        "copy, hash": [python, "-c", COPY, "yes", *in_turn, str(folder / "copy, hash")],
     }
 
 
