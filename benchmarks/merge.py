@@ -7,8 +7,8 @@
 - All are whole processes, start-up included, interleaved in every round; the table has medians and the largest
   peak memory. Our merge also checks for NaN, waits until the files are on the disk, and writes a model card with the
   hashes of its parents; mergekit does none of the three, and its tokenizer and card steps are off.
-- The floor reads both checkpoints and writes one, in blocks, with fsync; and once more with the parents' SHA-256, which
-  our model card names and mergekit's does not.
+- The floor reads both checkpoints and writes one, in blocks, with fsync; and once more with the parents' SHA-256,
+  which our model card names and mergekit's does not.
 - Both merges must agree bit for bit, or the benchmark fails.
 - Files lie in memory (/dev/shm) where there is such a place, or the disk would be measured; --folder moves them.
 - CPU seconds are the fairer measure on a machine that does other work at the same time.
