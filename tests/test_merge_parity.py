@@ -95,7 +95,7 @@ value = number | st.lists(number, min_size=1, max_size=4)
 filtered = st.lists(
     st.builds(dict, filter=st.sampled_from(["mlp", "layers.1", "norm", "embed", "*"]), value=value), max_size=2
 ).flatmap(lambda rules: value.map(lambda last: [*rules, {"value": last}]))
-dtype_or_none = st.sampled_from([None, *DTYPES])
+dtype_or_none = st.sampled_from([None, *DTYPES, "float64"])
 
 
 @settings(max_examples=15, deadline=None)

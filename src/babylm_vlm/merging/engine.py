@@ -23,7 +23,7 @@ from ..files import INDEX
 from .kernel import MOST_MODELS, convert, weighted_sum
 from .plan import MergePlan
 from .steps import Step
-from .weights import DTYPES, FLOATS, Weights, dtype_of, is_float
+from .weights import DTYPES, Weights, dtype_of, is_float
 
 BLOCK = 1 << 18
 """Elements of a block: 1 MB in fp32, which stays in the processor's cache."""
@@ -81,8 +81,8 @@ def stream(
 def _choose_kernel(steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]) -> WeightedSum:
     """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch."""
     elements = sum(step.elements for step in steps if not step.copied)
-    stored = {tensor.dtype for one in weights for tensor in one.stored.values()}
-    if elements <= PYTORCH_PAYS and len(plan.sources) <= MOST_MODELS and FLOATS["F64"] not in stored:
+    dtypes = {tensor.dtype.name for one in weights for tensor in one.stored.values()} | {plan.dtype}
+    if elements <= PYTORCH_PAYS and len(plan.sources) <= MOST_MODELS and "float64" not in dtypes:
         return weighted_sum
     from .in_memory import weighted_sum_of_arrays
 

@@ -15,7 +15,7 @@ from .weights import FLOATS, is_float
 MOST_MODELS = 4
 """PyTorch adds up to as many weights in their order; of more it adds parts of the list first."""
 
-BELOW_HALF = np.int64((1 << 29) - 1)  # the bits of an fp64 number that fp32 has no room for
+LOW_BITS = np.int64((1 << 29) - 1)  # the bits of an fp64 number that fp32 has no room for
 HALF = np.int64(1 << 28)
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
@@ -70,7 +70,7 @@ def _multiply_add(array: np.ndarray, weight: np.float32, addend: np.ndarray) -> 
     product = np.multiply(array, weight, dtype=np.float64)  # exact
     total = product + addend
     rounded = total.astype(np.float32)
-    unsure = (total.view(np.int64) & BELOW_HALF) == HALF
+    unsure = (total.view(np.int64) & LOW_BITS) == HALF
     unsure |= np.abs(rounded) <= SMALLEST_NORMAL
     if unsure.any():
         rounded[unsure] = _sum_to_odd(product[unsure], addend[unsure].astype(np.float64)).astype(np.float32)
