@@ -37,6 +37,8 @@ drawn anew before the last round; earlier draws had been seen):
   chance as they are, they added noise to what is kept.
 - Visual tokens that carry a learned embedding of their cell of the grid did not teach relations either.
 - A larger learning rate taught relations less well; a twin trained on captions alone forgot too much.
+- The three seeds above ran with the plain loss. The loss in chunks, which fp32 runs have now, is the same up to
+  rounding; from there seed 0 comes to α = 0.6, which recovers 65 % and keeps 96 % on the test split, in 8.6 minutes.
 """
 
 
