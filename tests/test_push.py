@@ -298,7 +298,8 @@ def test_a_family_is_a_collection_and_the_merge_links_its_parents(
     shutil.copytree(multimodal_checkpoint, "run/multimodal")
     Path("plan.yaml").write_text(linear_plan_yaml("run/multimodal", "run/language", 0.3))
     plan = read_plan("plan.yaml")
-    write_merged_card(Path("run/merged"), plan, merge(plan, "run/merged"))
+    merge(plan, "run/merged")
+    write_merged_card(Path("run/merged"), plan)
     Path("run/results.json").write_text(json.dumps({"alpha": 0.3}))
     Path("run/alpha_curve.png").write_bytes(b"a curve")
     for _ in range(2):

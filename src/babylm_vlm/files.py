@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,27 +147,13 @@ def weights_sha256(folder: Path) -> str:
 
     The second is `sha256sum model-*.safetensors | sha256sum` in the folder.
     """
-    with hashed_meanwhile([folder]) as hash_of:
-        return hash_of(folder)
-
-
-@contextmanager
-def hashed_meanwhile(folders: Iterable[Path]) -> Iterator[Callable[[Path], str]]:
-    """Hash checkpoints while the block runs; yields `weights_sha256`, which waits for what is not done yet."""
-
-    def hash_of(folder: Path) -> str:
-        files = {file: future.result() for file, future in hashes[folder].items()}
-        if len(files) == 1:
-            return files.popitem()[1]
-        lines = "".join(f"{digest}  {file.name}\n" for file, digest in files.items())
-        return hashlib.sha256(lines.encode()).hexdigest()
-
+    files = weight_files(folder)
     with ThreadPoolExecutor(2) as pool:
-        try:
-            hashes = {folder: {file: pool.submit(sha256, file) for file in weight_files(folder)} for folder in folders}
-            yield hash_of
-        finally:
-            pool.shutdown(cancel_futures=True)
+        hashes = list(pool.map(sha256, files))
+    if len(files) == 1:
+        return hashes[0]
+    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(hashes, files, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def weight_map(folder: Path) -> dict[str, str]:

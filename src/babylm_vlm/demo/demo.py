@@ -84,7 +84,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     plan_file = output_dir / "merge.yaml"
     plan_file.write_text(linear_plan_yaml(str(folders["multimodal"]), str(folders["language"]), alpha))
     plan = read_plan(plan_file)
-    hashes = merge(plan, folders["merged"], overwrite)
+    merge(plan, folders["merged"], overwrite)
     test = read_split(data, "test", TASKS, QUICK_PAIRS if quick else None)
     results = {
         "schema_version": 1,
@@ -101,7 +101,7 @@ def run_demo(output_dir: Path, quick: bool = False, seed: int = 0, overwrite: bo
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_curve(points, alpha, output_dir / "alpha_curve.png")
-    write_cards(folders, plan, hashes, results)
+    write_cards(folders, plan, results)
     write_report(results, output_dir)
     print_table(results, output_dir)
     return results
@@ -160,7 +160,7 @@ def compare_on_test(folders: dict[str, Path], tasks: dict[str, list[MinimalPair]
     }
 
 
-def write_cards(folders: dict[str, Path], plan: MergePlan, hashes: dict[Path, str], results: dict) -> None:
+def write_cards(folders: dict[str, Path], plan: MergePlan, results: dict) -> None:
     """Put the test results on the cards of the three models."""
     without = ", the captions without the pictures"
     rows = {
@@ -174,4 +174,4 @@ def write_cards(folders: dict[str, Path], plan: MergePlan, hashes: dict[Path, st
     }
     write_trained_card(folders["language"], rows["language"])
     write_trained_card(folders["multimodal"], rows["multimodal"])
-    write_merged_card(folders["merged"], plan, hashes, RULE, rows["merged"])
+    write_merged_card(folders["merged"], plan, RULE, rows["merged"])

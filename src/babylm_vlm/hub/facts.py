@@ -1,8 +1,10 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..files import weights_sha256
 from ..merging.plan import PROJECTOR, MergePlan, Source
 from ..merging.preflight import STATE_FILE, common_ancestor
 from ..merging.steps import layer_depths
@@ -56,24 +58,21 @@ def write_trained_card(folder: Path, results: list[dict] | None = None) -> None:
 
 
 def write_merged_card(
-    folder: Path,
-    plan: MergePlan,
-    hashes: dict[Path, str],
-    alpha_choice: str | None = None,
-    results: list[dict] | None = None,
+    folder: Path, plan: MergePlan, alpha_choice: str | None = None, results: list[dict] | None = None
 ) -> None:
     """Card of a merge from its plan and from what its parents' folders say of themselves.
 
     Args:
         folder: the merged checkpoint.
         plan: what was merged.
-        hashes: of the parents' weights by folder, as `merge` returns them.
         alpha_choice: a sentence that says how alpha was chosen.
         results: rows of {task, split, accuracy, interval, chance, items}.
     """
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
     if len(parents) != 2 or len(plan.sources) != 2:
         return  # the template speaks of a multimodal and a language-only model
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(weights_sha256, [source.folder for source in parents.values()]))
     states = {
         role: read_json(source.folder / STATE_FILE)
         for role, source in parents.items()
@@ -93,9 +92,8 @@ def write_merged_card(
             "ancestor": public_name(ancestor) if ancestor else None,
             **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": public_name(source.name), "commit": source.commit}
-                | {"sha256": hashes[source.folder]}
-                for role, source in parents.items()
+                {"role": role, "name": public_name(source.name), "commit": source.commit, "sha256": digest}
+                for (role, source), digest in zip(parents.items(), hashes, strict=True)
             ],
             "data": [
                 source | {"parent": role, "name": public_name(source["name"])}

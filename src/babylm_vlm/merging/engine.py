@@ -1,7 +1,7 @@
 """The streaming engine: read a block of every model, compute, hand on; memory does not grow with the checkpoint.
 
-- Three threads each read, compute and write whole blocks; only one writes at a time, and two are busy meanwhile.
-  Arithmetic and system calls release the interpreter's lock.
+- Two threads each read, compute and write whole blocks, so that reading, arithmetic and writing overlap. Arithmetic
+  and system calls release the interpreter's lock; PyTorch's own threads are off, blocks are small enough.
 - Importing PyTorch takes as long as merging hundreds of millions of weights without it: it is used for more than that.
 - A NaN or an infinity anywhere is an error that names the tensor and the model.
 - Embeddings that are matched by token need rows from anywhere, so those tensors are one block each.
@@ -9,10 +9,9 @@
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,10 @@ from .plan import MergePlan
 from .steps import Step
 from .weights import DTYPES, Weights, dtype_of, is_float
 
-BLOCK = 1 << 18
-"""Elements of a block: 1 MB in fp32, which stays in the processor's cache."""
+BLOCK = 1 << 19
+"""Elements of a block: 2 MB in fp32, which stays in the processor's cache."""
 
-THREADS = 3
+THREADS = 2
 
 PYTORCH_PAYS = 500_000_000
 """Elements from which on a merge is faster with PyTorch, its import included."""
@@ -67,10 +66,10 @@ def stream(
         consume(step, first, _compute(step, plan, weights, first, count, add))
         return count * step.dtype.itemsize
 
-    add = _choose_kernel(steps, plan, weights)
+    add, threading = _choose_kernel(steps, plan, weights)
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
-    with bar, ThreadPoolExecutor(THREADS) as pool:
+    with bar, threading as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
         try:
             for done in pool.map(work, _blocks(steps)):
                 bar.update(done)
@@ -78,15 +77,20 @@ def stream(
             pool.shutdown(cancel_futures=True)
 
 
-def _choose_kernel(steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]) -> WeightedSum:
-    """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch."""
+def _choose_kernel(
+    steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]
+) -> tuple[WeightedSum, AbstractContextManager]:
+    """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch.
+
+    With it a context for the threads, which yields what each is to begin with.
+    """
     elements = sum(step.elements for step in steps if not step.copied)
     dtypes = {tensor.dtype.name for one in weights for tensor in one.stored.values()} | {plan.dtype}
     if elements <= PYTORCH_PAYS and len(plan.sources) <= MOST_MODELS and "float64" not in dtypes:
-        return weighted_sum
-    from .in_memory import weighted_sum_of_arrays
+        return weighted_sum, nullcontext()
+    from .in_memory import one_thread_each, weighted_sum_of_arrays
 
-    return weighted_sum_of_arrays
+    return weighted_sum_of_arrays, one_thread_each()
 
 
 def write_weights(
@@ -111,11 +115,10 @@ def write_weights(
     by_name = {step.name: step for step in steps}
     files: dict[str, int] = {}
     places: dict[str, tuple[int, int]] = {}
-    one_writer = threading.Lock()  # the system lets one thread at a time write to a file; the others would spin
 
     def write(step: Step, first: int, block: np.ndarray) -> None:
         file, offset = places[step.name]
-        with one_writer, _said(folder):
+        with _said(folder):
             _write_all(file, block, offset + first * step.dtype.itemsize)
 
     try:

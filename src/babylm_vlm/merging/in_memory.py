@@ -5,7 +5,8 @@ the results agree bit for bit, and `kernel.weighted_sum` gives the same without 
 `B + w*(A - B)` round differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 
 import numpy as np
@@ -39,10 +40,8 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], normalize:
             raise ValueError("The models hold different integers here, which cannot be interpolated.")
         return first.clone()
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    zero = torch.zeros((), dtype=exact, device=tensors[0].device)
-    first = tensors[0].to(exact)
-    merged = torch.add(zero, first, alpha=weights[0], out=None if first is tensors[0] else first)
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+    merged = torch.zeros(tensors[0].shape, dtype=exact, device=tensors[0].device)
+    for tensor, weight in zip(tensors, weights, strict=True):
         merged.add_(tensor.to(exact), alpha=weight)
     if normalize:
         total = torch.tensor([list(weights)], dtype=exact).sum(dim=1).item()
@@ -108,6 +107,16 @@ def weighted_sum_of_arrays(arrays: Sequence[np.ndarray], weights: Sequence[float
     """`weighted_sum`, of arrays and with an array for a result."""
     merged = weighted_sum([as_tensor(array) for array in arrays], weights, normalize)
     return merged.view(torch.int16).numpy().view(arrays[0].dtype) if merged.itemsize == 2 else merged.numpy()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[Callable[[], None]]:
+    """Around threads that compute side by side: yields what keeps PyTorch from starting more of them in each."""
+    threads = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

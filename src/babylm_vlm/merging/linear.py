@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..files import check_free_space, check_new_folder, hashed_meanwhile, new_folder, sync_folder
+from ..files import check_free_space, check_new_folder, new_folder, sync_folder
 from .delegate import completing_steps, folded_adapters, run_mergekit
 from .engine import MAX_SHARD_SIZE, write_weights
 from .output import PLAN_FILE, check_overlap, copy_rest, set_vocabulary_size, take_tokenizer
@@ -30,7 +30,7 @@ def merge(
     allow_missing: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
-) -> dict[Path, str]:
+) -> None:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
     Everything of the base model but its weights, model card and training state is copied along, and the plan is stored
@@ -43,9 +43,6 @@ def merge(
         allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
-
-    Returns:
-        Hash of the weights (`weights_sha256`) of every model that was merged, by its folder.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
@@ -60,8 +57,7 @@ def merge(
         steps, weights = preflight(folded, allow_missing)
         size = sum(step.bytes for step in steps)
         check_free_space(output_dir, size if plan.native else 2 * size)  # mergekit's result and its completion
-        parents = [source.folder for source in plan.sources]
-        with hashed_meanwhile(parents) as hash_of, new_folder(output_dir, overwrite, PLAN_FILE) as folder:
+        with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
             copy_rest(folded, folder)
             if plan.native:
                 write_weights(steps, folded, weights, folder, max_shard_size)
@@ -69,7 +65,6 @@ def merge(
                 _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
             set_vocabulary_size(folder)
             sync_folder(folder)
-            return {parent: hash_of(parent) for parent in parents}
 
 
 def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:
