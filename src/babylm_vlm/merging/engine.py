@@ -66,10 +66,10 @@ def stream(
         consume(step, first, _compute(step, plan, weights, first, count, add))
         return count * step.dtype.itemsize
 
-    add, threading = _choose_kernel(steps, plan, weights)
+    add, context = _choose_kernel(steps, plan, weights)
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
-    with bar, threading as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
+    with bar, context as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
         try:
             for done in pool.map(work, _blocks(steps)):
                 bar.update(done)
