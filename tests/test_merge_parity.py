@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_merging import MERGE_CONFIGS, PLANS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,6 +24,7 @@ from babylm_vlm.merging.in_memory import as_tensor
 from babylm_vlm.merging.verify import verify
 from babylm_vlm.merging.weights import Weights
 
+OTHER_PLANS = ("slerp.yaml", "ties.yaml")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 WORDS = {"first": ["<s>", "a", "b", "c", "d", "e"], "second": ["<s>", "c", "x", "a", "e", "y", "z"]}
@@ -213,6 +215,26 @@ def test_other_methods_are_mergekits_and_lose_nothing(tmp_path, caplog, multimod
     assert {row["name"] for row in report["different"]} == {name for name in decoder if "norm" not in name}
     report = verify(tmp_path / "theirs", read_plan(tmp_path / "plan.yaml"))
     assert (report["different"], report["missing"]) == ([], sorted(set(multimodal) - set(theirs)))
+
+
+def test_every_shipped_plan_is_tested():
+    assert {path.name for path in PLANS.glob("*.yaml")} == {path.name for path in MERGE_CONFIGS} | {*OTHER_PLANS}
+
+
+@pytest.mark.parametrize("name", OTHER_PLANS)
+def test_shipped_plans_of_other_methods(tmp_path, monkeypatch, multimodal_checkpoint, language_checkpoint, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(multimodal_checkpoint, "runs/demo/multimodal")
+    shutil.copytree(language_checkpoint, "runs/demo/language")
+    plan = read_plan(PLANS / name)
+    merge(plan, Path("ours"))
+    merged, multimodal = load(Path("ours")), load(Path("runs/demo/multimodal"))
+    theirs = mergekit(yaml.safe_load((PLANS / name).read_text()), tmp_path / "theirs")
+    assert_same({name: merged[name] for name in theirs}, theirs)
+    assert_same(*({n: w[n] for n in set(multimodal) - set(theirs)} for w in (merged, multimodal)))
+    assert any("layers" in name and not torch.equal(merged[name], multimodal[name]) for name in theirs)
+    assert verify("ours", plan)["different"] == []
+    AutoModelForCausalLM.from_pretrained("ours")
 
 
 def add_tensor(folder: str, target: Path, name: str) -> Path:
