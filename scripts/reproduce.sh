@@ -5,16 +5,17 @@
 #   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 10 million parameters; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
-# DATA holds babylm_text/train.*.txt.gz (a sentence a line), babylm_eval/full_eval (the BabyLM challenge's layout),
-# abstract_scenes/ (as scripts/abstract_scenes_to_imagefolder.py reads it) and devbench_mini/lex-viz_vocab. OUT (default
-# runs/study-SIZE) is a folder for everything made here. A run that was cut off goes on with the same command.
+# DATA holds babylm_text/{train,dev}.*.txt.gz (a sentence a line), babylm_eval/full_eval (the BabyLM challenge's
+# layout), abstract_scenes/ (as scripts/abstract_scenes_to_imagefolder.py reads it), tuxpaint_stamps/, openmoji_128/ and
+# mulberry_128/ (as scripts/naming_pictures.py reads them) and devbench_mini/lex-viz_vocab. OUT (default runs/study-SIZE)
+# is a folder for everything made here. A run that was cut off goes on with the same command.
 # Other data, such as the challenge's from the Hub: `texts` and `captions` below take whatever a recipe takes.
 set -euo pipefail
 SIZE=${SIZE:-full}
 case ${1:-} in
     --small) SIZE=small ;;
     "") ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
 # Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
@@ -41,7 +42,8 @@ DATA=${DATA:-data}
 OUT=${OUT:-runs/study-$SIZE}
 scripts=$(cd "$(dirname "$0")" && pwd)
 recipe=$scripts/../src/babylm_vlm/recipes/laptop_language.yaml
-for folder in babylm_text babylm_eval/full_eval abstract_scenes devbench_mini/lex-viz_vocab; do
+named="tuxpaint_stamps openmoji_128 mulberry_128"
+for folder in babylm_text babylm_eval/full_eval abstract_scenes $named devbench_mini/lex-viz_vocab; do
     [ -d "$DATA/$folder" ] || { echo "There is no $DATA/$folder: set DATA to the folder that holds it." >&2; exit 1; }
 done
 mkdir -p "$OUT"
@@ -52,21 +54,23 @@ clock() { # the time that the run has taken, over all calls, is part of its resu
 }
 trap clock EXIT
 
-# Pictures: draw the scenes; captions of the training scenes, minimal pairs of the others.
-[ -d "$OUT/drawn" ] || python "$scripts/abstract_scenes_to_imagefolder.py" "$DATA/abstract_scenes" \
-    ${scenes:+--scenes "$scenes"} --output-dir "$OUT/drawn"
+# Pictures: draw the scenes; captions of the training scenes, minimal pairs of the others. Then single things, named.
+[ -d "$OUT/scenes" ] || python "$scripts/abstract_scenes_to_imagefolder.py" "$DATA/abstract_scenes" \
+    ${scenes:+--scenes "$scenes"} --output-dir "$OUT/scenes"
+[ -d "$OUT/pictures" ] || python "$scripts/naming_pictures.py" "$OUT/scenes/captions" $(printf "$DATA/%s " $named) \
+    ${scenes:+--limit "$scenes"} --output-dir "$OUT/pictures"
 
 # Evaluation: one half to choose on, the other to report on.
-[ -d "$OUT/data" ] || python "$scripts/study_data.py" "$DATA/babylm_eval/full_eval" "$OUT/drawn" "$DATA/devbench_mini" \
-    ${limit:+--limit "$limit"} --output-dir "$OUT/data"
+[ -d "$OUT/data" ] || python "$scripts/study_data.py" "$DATA/babylm_eval/full_eval" "$DATA/babylm_text" "$OUT/scenes" \
+    "$OUT/pictures" "$DATA/devbench_mini" ${limit:+--limit "$limit"} --output-dir "$OUT/data"
 
-# A small frozen tower that sees: trained from scratch to name what is in the training scenes. It looks at each once.
-[ -d "$OUT/tower" ] || python "$scripts/train_vision_tower.py" "$OUT/drawn/captions" --output-dir "$OUT/tower" \
+# A small frozen tower that sees: trained from scratch to name what is in these pictures. It looks at each once.
+[ -d "$OUT/tower" ] || python "$scripts/train_vision_tower.py" "$OUT/pictures" --output-dir "$OUT/tower" \
     --image-size 112 --shift 3 $tower
-babylm-vlm features "$OUT/drawn/captions" --vision-tower "$OUT/tower" --layer -1 --output-dir "$OUT/features"
+babylm-vlm features "$OUT/pictures" --vision-tower "$OUT/tower" --layer -1 --output-dir "$OUT/features"
 
 texts="[$(ls "$DATA"/babylm_text/train.*.txt.gz | paste -sd, -)]"
-captions="model=multimodal captions=$OUT/drawn/captions features=$OUT/features vision_tower=$OUT/tower
+captions="model=multimodal captions=$OUT/pictures features=$OUT/features vision_tower=$OUT/tower
     vision_feature_layer=-1 pack_captions=true projector_learning_rate=3e-3"
 
 train() { # NAME key=value …: train $run/NAME, or go on with it

@@ -1,13 +1,15 @@
 """Evaluation data of the study: a selection half and a test half, and the captions as plain text.
 
-    python scripts/study_data.py FULL_EVAL DRAWN DEVBENCH --output-dir runs/study/data [--limit 60]
+    python scripts/study_data.py FULL_EVAL TEXT SCENES PICTURES DEVBENCH --output-dir runs/study/data [--limit 60]
 
-FULL_EVAL is the BabyLM challenge's folder of that name, DRAWN what scripts/abstract_scenes_to_imagefolder.py wrote,
-and DEVBENCH a folder with lex-viz_vocab. What is written:
+FULL_EVAL is the BabyLM challenge's folder of that name, TEXT one with dev.*.txt.gz, SCENES what
+scripts/abstract_scenes_to_imagefolder.py wrote, PICTURES the captioned pictures to train on, and DEVBENCH a folder
+with lex-viz_vocab. What is written:
 
   selection/{blimp_filtered, grounded}    even items: alpha, and the paradigms that a model can do, are chosen on these
   test/{blimp_filtered, grounded}         odd items: the choices are reported on these
   extra/TASK                              tests on which nothing is chosen, whole
+  extra/text                              sentences of the text's dev files, each against its words in another order
   captions.txt                            the training captions, one a line, without their pictures
 
 Both rows of a mirrored pair are in the same half. A picture may be in both halves, under other sentences. `--limit`
@@ -15,8 +17,10 @@ thins BLiMP, its supplement, entity tracking and WUG to so many items of a file,
 """
 
 import argparse
+import gzip
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -25,6 +29,8 @@ from babylm_vlm.files import check_new_folder, new_folder
 
 MARKER = "captions.txt"
 EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization")
+SENTENCES = 60  # of each dev file
+LENGTHS = range(4, 31)  # their words
 
 
 def thinned(rows: list, limit: int | None) -> list:
@@ -76,11 +82,32 @@ def extra(full_eval: Path, heldout: Path, devbench: Path, output: Path, final: P
     shutil.copytree(devbench / "lex-viz_vocab", output / "extra" / "lex-viz_vocab")
 
 
+def text_pairs(text: Path) -> dict[str, list[dict]]:
+    """Sentences of each dev file, evenly spaced, against their words in a random other order.
+
+    Raises:
+        FileNotFoundError: there is no dev file.
+    """
+    draw, pairs = random.Random(0), {}
+    for file in sorted(text.glob("dev.*.txt.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            sentences = [line.strip() for line in lines if len(line.split()) in LENGTHS]
+        name, rows = file.name.removesuffix(".txt.gz"), []
+        for sentence in thinned([s for s in sentences if len(set(s.split())) > 1], SENTENCES):
+            words = sentence.split()
+            while (other := " ".join(draw.sample(words, len(words)))) == " ".join(words):
+                pass
+            rows.append({"sentence_good": sentence, "sentence_bad": other, "UID": name})
+        pairs[f"{name}.jsonl"] = rows
+    if not pairs:
+        raise FileNotFoundError(f"There is no dev.*.txt.gz in {text}.")
+    return pairs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("full_eval", type=Path)
-    parser.add_argument("drawn", type=Path)
-    parser.add_argument("devbench", type=Path)
+    for name in ("full_eval", "text", "scenes", "pictures", "devbench"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="items of a file, both halves together; default: all")
     parser.add_argument("--overwrite", action="store_true")
@@ -88,9 +115,11 @@ def main() -> None:
     final = options.output_dir
     check_new_folder(final, options.overwrite, MARKER)
     with new_folder(final, options.overwrite, MARKER) as output:
-        halves(options.full_eval, options.drawn / "test" / "grounded", output, final, options.limit)
-        extra(options.full_eval, options.drawn / "test" / "captions", options.devbench, output, final, options.limit)
-        captions = [row["text"] for _, _, row in json_rows(options.drawn / "captions" / "metadata.jsonl")]
+        halves(options.full_eval, options.scenes / "test" / "grounded", output, final, options.limit)
+        extra(options.full_eval, options.scenes / "test" / "captions", options.devbench, output, final, options.limit)
+        for name, rows in text_pairs(options.text).items():
+            write_rows(output / "extra" / "text" / name, rows)
+        captions = [row["text"] for _, _, row in json_rows(options.pictures / "metadata.jsonl")]
         (output / MARKER).write_text("\n".join(captions) + "\n", encoding="utf-8")
 
 

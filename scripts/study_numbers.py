@@ -25,7 +25,8 @@ from babylm_vlm.merging.sweep import choose_alpha, rule_of
 ABLE = 0.6  # accuracy of the language-only twin from which it can do a paradigm
 KEEP = 0.95
 TASKS = {"grammar": "blimp_filtered", "blimp": "blimp_filtered", "grounded": "grounded"}
-EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "reading", "lex-viz_vocab", "captions")
+EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "reading", "lex-viz_vocab")
+EXTRA += ("captions", "text")
 METHODS = ("layers", "slerp", "ties", "task_arithmetic")
 ENSEMBLE_ALPHAS = [number / 10 for number in range(11)]
 
@@ -261,15 +262,15 @@ def extra_of(study: Study, name: str) -> dict[str, dict]:
                 row["interval"] = np.mean([other["interval"] for other in alone], axis=0).tolist()
             rows[key] = {k: row[k] for k in ("metric", "value", "interval", "chance")}
             rows[key]["items"] = row["items"] // (len(study.seeds) if row["metric"] == "accuracy" else 1)
-    return rows | {"perplexity": perplexity(study, name)}
+    return rows | {f"{task}_perplexity": perplexity(study, name, task) for task in ("captions", "text")}
 
 
-def perplexity(study: Study, name: str) -> dict:
-    """Of held-out captions, per word: exp(−Σ log p / Σ words); the first option of an item is the right caption."""
-    folder = study.folder / "data" / "extra" / "captions"
+def perplexity(study: Study, name: str, task: str) -> dict:
+    """Of held-out sentences, per word: exp(−Σ log p / Σ words); the first option of an item is the right sentence."""
+    folder = study.folder / "data" / "extra" / task
     words = np.tile([len(row["sentence_good"].split()) for _, _, row in json_rows(folder)], len(study.seeds))
-    surprisals = -study.scores(name, "extra", "captions")[:, 0]
-    pairs = [item.pair for item in study.items["extra", "captions"]]
+    surprisals = -study.scores(name, "extra", task)[:, 0]
+    pairs = [item.pair for item in study.items["extra", task]]
     _, cluster = np.unique(pairs, return_inverse=True)
     sums, lengths = (np.bincount(cluster, weights=values) for values in (surprisals, words))
     drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=2000)

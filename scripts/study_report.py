@@ -227,7 +227,7 @@ def extras(study: dict) -> list[str]:
     }
     columns |= {"wug_adj_nominalization": "WUG adjectives, ρ", "reading_eye_tracking": "eye tracking, ΔR² %"}
     columns |= {"reading_self_paced": "self-paced, ΔR² %", "captions": "caption or another's"}
-    columns |= {"perplexity": "perplexity of captions"}
+    columns |= {"captions_perplexity": "perplexity of captions", "text_perplexity": "perplexity of text"}
     there = [key for key in columns if all(key in rows for rows in study["extra"].values())]
     lines = []
     units = {"accuracy": (100, 1), "spearman": (1, 2), "r2_gain": (1, 2), "perplexity": (1, 1)}
@@ -269,10 +269,10 @@ def beside(study: dict, published: dict) -> list[str]:
         "",
         f"What differs: the language-only twin here has {study['models']['language']['parameters'] / 1e6:.1f} million "
         f"parameters and read {words:,} words, repetitions included, the multimodal one "
-        f"{study['models']['text_captions']['words_seen']:,} words of captions besides, all of one kind of drawing, "
-        "through a small tower that was trained on these drawings; the paper and the baselines have ten to a hundred "
-        "million words and DINOv2. DevBench here is its words only. The scores here are of half of BLiMP's items"
-        f"{', thinned' if study['size'] != 'full' else ''}. Baselines: {baselines['source']}.",
+        f"{study['models']['text_captions']['words_seen']:,} words of captions besides, nearly all of one kind of "
+        "drawing, through a small tower that was trained on these pictures; the paper and the baselines have ten to a "
+        "hundred million words and DINOv2. DevBench here is its words only. The scores here are of half of BLiMP's "
+        f"items{', thinned' if study['size'] != 'full' else ''}. Baselines: {baselines['source']}.",
         "",
     ]
 

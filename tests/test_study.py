@@ -1,14 +1,18 @@
 """The study's data, and its report from made-up scores in which the truth is known: fast, and without a model."""
 
+import gzip
 import json
 import sys
+import zipfile
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pair_files import write_lines
+from PIL import Image
 
+from babylm_vlm.data.captions import read_captions
 from babylm_vlm.evaluation.output import items_file, write_items
 from babylm_vlm.evaluation.tasks import Outcome
 
@@ -62,6 +66,7 @@ def extra_outcomes() -> dict[str, list[Outcome]]:
         ],
         "lex-viz_vocab": [Outcome("lex-viz_visual", str(i), (*pair, *pair), {}) for i in range(4)],
         "captions": [Outcome("captions", str(i // 2), (-4.0, -8.0), {}) for i in range(4)],
+        "text": [Outcome("dev.childes", str(i), (-6.0, -8.0), {}) for i in range(4)],
     }
 
 
@@ -73,6 +78,7 @@ def run(tmp_path_factory) -> Path:
     rows = [{"UID": uid, "linguistics_term": term} for uid, term in PARADIGMS.items()]
     write_lines(folder / "data" / "test" / "blimp_filtered" / "all.jsonl", rows)
     write_lines(folder / "data" / "extra" / "captions" / "captions.jsonl", [{"sentence_good": "a b c d"}] * 4)
+    write_lines(folder / "data" / "extra" / "text" / "dev.childes.jsonl", [{"sentence_good": "a b"}] * 4)
     for seed, (name, (grammar, grounding)) in product(range(2), LEVELS.items()):
         scores = folder / f"seed{seed}" / "scores" / name
         for part in ("selection", "test"):
@@ -119,7 +125,9 @@ def test_differences_are_those_that_were_made_up(report):
     assert pictures["grammar"]["by_seed"] == pytest.approx([-0.2, -0.2])
     assert pictures["grammar"]["items"] == 2 * ITEMS  # those of one seed
     assert pictures["grammar"]["interval"][1] < 0 < study["differences"]["ancestry"]["grammar"]["interval"][0]
-    assert study["extra"]["language"]["perplexity"]["value"] == pytest.approx(np.e)  # four nats for four words
+    language = study["extra"]["language"]
+    assert language["captions_perplexity"]["value"] == pytest.approx(np.e)  # four nats for four words
+    assert language["text_perplexity"]["value"] == pytest.approx(np.e**3)
 
 
 def test_the_ensemble_weighs_the_scores_of_both_models(report):
@@ -154,21 +162,23 @@ def test_every_plot_of_the_report_is_there(report, run):
 def test_both_halves_share_no_item_and_lose_none(tmp_path, monkeypatch):
     import study_data
 
-    full_eval, drawn, devbench = (tmp_path / name for name in ("full_eval", "drawn", "devbench"))
+    places = [tmp_path / name for name in ("full_eval", "text", "scenes", "pictures", "devbench")]
+    full_eval, text, scenes, pictures, devbench = places
     sentences = [{"sentence_good": f"good {i}", "sentence_bad": f"bad {i}"} for i in range(9)]
     write_lines(full_eval / "blimp_filtered" / "island.jsonl", sentences)
     for task in study_data.EXTRA:
         write_lines(full_eval / task / "some.jsonl", sentences)
     rows = [row | {"image": f"{i}.jpg", "pair": i // 2} for i, row in enumerate(sentences[:8])]
-    write_lines(drawn / "test" / "grounded" / "animals.jsonl", rows)
-    write_lines(drawn / "test" / "captions" / "captions.jsonl", [{**rows[0], "image": "../grounded/0.jpg"}])
-    write_lines(drawn / "captions" / "metadata.jsonl", [{"text": "the cat sits"}, {"text": "the dog runs"}])
+    write_lines(scenes / "test" / "grounded" / "animals.jsonl", rows)
+    write_lines(scenes / "test" / "captions" / "captions.jsonl", [{**rows[0], "image": "../grounded/0.jpg"}])
+    write_lines(pictures / "metadata.jsonl", [{"text": "the cat sits"}, {"text": "the dog runs"}])
     write_lines(full_eval / "reading" / "reading_data.csv", ["item,word"])
     write_lines(devbench / "lex-viz_vocab" / "manifest.csv", ["text1,image1"])
+    text.mkdir()
+    said = [f"the {thing} is here now" for thing in "abcdefghi"]
+    (text / "dev.talk.txt.gz").write_bytes(gzip.compress("\n".join([*said, "oh", "no no no no"]).encode()))
     output = tmp_path / "runs" / "data"
-    monkeypatch.setattr(
-        sys, "argv", ["study_data.py", *map(str, (full_eval, drawn, devbench)), "--output-dir", str(output)]
-    )
+    monkeypatch.setattr(sys, "argv", ["study_data.py", *map(str, places), "--output-dir", str(output)])
     study_data.main()
 
     def read(path: str) -> list[dict]:
@@ -180,7 +190,11 @@ def test_both_halves_share_no_item_and_lose_none(tmp_path, monkeypatch):
     pairs = [[row["pair"] for row in read(f"{half}/grounded/animals.jsonl")] for half in ("selection", "test")]
     assert pairs == [[0, 0, 2, 2], [1, 1, 3, 3]]
     picture = output / "extra" / "captions" / read("extra/captions/captions.jsonl")[0]["image"]
-    assert picture.resolve() == drawn / "test" / "grounded" / "0.jpg"
+    assert picture.resolve() == scenes / "test" / "grounded" / "0.jpg"
+    rows = read("extra/text/dev.talk.jsonl")
+    assert [row["sentence_good"] for row in rows] == said  # what is short or has one order only is left out
+    assert all(sorted(r["sentence_bad"].split()) == sorted(r["sentence_good"].split()) for r in rows)
+    assert all(row["sentence_bad"] != row["sentence_good"] for row in rows)
     assert (output / "captions.txt").read_text() == "the cat sits\nthe dog runs\n"
 
 
@@ -202,3 +216,32 @@ def test_captions_of_held_out_scenes_mirror_each_other():
         "mike runs",
         first["pair"],
     )
+
+
+def test_named_pictures_follow_the_scenes(tmp_path, monkeypatch):
+    import naming_pictures
+
+    scenes, stamps, symbols = (tmp_path / name for name in ("scenes", "stamps", "symbols"))
+    write_lines(scenes / "metadata.jsonl", [{"file_name": "1.jpg", "text": "mike runs", "facts": ["hb0"]}])
+    Image.new("RGB", (8, 8)).save(scenes / "1.jpg")
+    tables = {
+        stamps / "captions.tsv": "image\tcategory\tcaption\n1.jpg\tanimals\tA frog (Rana). It is green.\n"
+        "2.jpg\tsymbols\tThe letter A.\n",
+        symbols / "labels.tsv": "image\tlabel\tgrammar\tcategory\n1.jpg\tfrog pond 2b\tNoun\tAnimals\n"
+        "2.jpg\thop , to\tVerb\tVerb\n",
+    }
+    for table, rows in tables.items():
+        table.parent.mkdir()
+        table.write_text(rows)
+        with zipfile.ZipFile(table.parent / "images_128.zip", "w") as archive:
+            for name in ("1.jpg", "2.jpg"):
+                archive.write(scenes / "1.jpg", name)
+    output = tmp_path / "pictures"
+    arguments = [*map(str, (scenes, stamps, symbols)), "--output-dir", str(output), "--size", "16"]
+    monkeypatch.setattr(sys, "argv", ["naming_pictures.py", *arguments])
+    naming_pictures.main()
+    rows = [json.loads(line) for line in (output / "metadata.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["mike runs", "a frog", "frog pond"]
+    assert rows[1]["facts"] == ["frog", "in animals"]
+    assert [read_captions(str(output)).names[i] for i in range(3)] == ["1.jpg", "stamps-1.jpg", "symbols-1.jpg"]
+    assert Image.open(output / "stamps-1.jpg").size == (16, 16)
