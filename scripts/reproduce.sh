@@ -26,14 +26,14 @@ case $SIZE in
         shape="vocab_size=1024 hidden_size=32 intermediate_size=64 num_hidden_layers=2 num_attention_heads=2"
         ancestor_words=20_000 text_words=2_000 twin_words=500 replay_words=500 passes=1 milestones="[1_000]" ;;
     small)
-        seeds="0" steps="" scenes="" tower="--epochs 14 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
+        seeds="0" steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
-        ancestor_words=1_000_000 text_words=150_000 twin_words=38_000 replay_words=14_000 passes=1
+        ancestor_words=1_000_000 text_words=150_000 twin_words=39_000 replay_words=14_000 passes=1
         milestones="[40_000, 80_000, 160_000]" ;;
     full)
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit="" alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
-        ancestor_words=9_000_000 text_words=600_000 twin_words=115_000 replay_words=45_000 passes=3
+        ancestor_words=9_000_000 text_words=600_000 twin_words=117_000 replay_words=45_000 passes=3
         milestones="[60_000, 120_000, 240_000, 480_000]" ;;
     *) echo "SIZE is '$SIZE'; it must be tiny, small or full." >&2 && exit 2 ;;
 esac
