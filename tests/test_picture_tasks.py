@@ -259,7 +259,7 @@ def test_gated_pictures_without_login(multimodal_checkpoint, full_eval, tmp_path
     monkeypatch.setattr(pictures, "load_dataset", load)
     for cached in (pictures._encoded, pictures._load):
         cached.cache_clear()
-    options = ("--tasks", "winoground,gram-trog", "--output-dir", tmp_path / "out")
+    options = ("--tasks", "winoground, gram-trog", "--output-dir", tmp_path / "out")
     code, _, errors = run_command("evaluate", multimodal_checkpoint, "--data", full_eval, *options)
     (sentence,) = [line for line in errors.splitlines() if line.startswith("Error: ")]
     assert code == 1 and answer.rstrip(".") in sentence and "log in with `hf auth login`" in sentence

@@ -214,7 +214,7 @@ def sweep(
 
     grid = parse_alphas(alphas)
     result = run(
-        read_plan(plan), data, tasks.split(","), output_dir, grid, objective, test_data, save=save, overwrite=overwrite
+        read_plan(plan), data, _names(tasks), output_dir, grid, objective, test_data, save=save, overwrite=overwrite
     )
     if as_json:
         print(json.dumps(result))
@@ -278,7 +278,7 @@ def evaluate(
     from .evaluation import evaluate_model, find_tasks, load_model, print_results
     from .evaluation.output import check_results_folder
 
-    found = find_tasks(data, tasks.split(",") if tasks else None)
+    found = find_tasks(data, _names(tasks) if tasks else None)
     rules = {"official": official, "predictions": predictions, "batch_tokens": batch_tokens, "overwrite": overwrite}
     if revisions:
         from .evaluation.curves import evaluate_revisions, find_revisions, print_curves
@@ -305,6 +305,11 @@ def evaluate(
     )
     print(json.dumps(results)) if as_json else print_results(results)
     _raise_failures(results)
+
+
+def _names(listed: str) -> list[str]:
+    """Names that are given with commas."""
+    return [name.strip() for name in listed.split(",")]
 
 
 def _raise_failures(results: dict) -> None:
@@ -335,7 +340,7 @@ def finetune(
     from .evaluation import print_results
     from .evaluation.glue import FineTuning, find_glue, finetune
 
-    found = find_glue(data, tasks.split(",") if tasks else None)
+    found = find_glue(data, _names(tasks) if tasks else None)
     settings = FineTuning(tuple(seed), lora, learning_rate or (3e-4 if lora else 3e-5), epochs)
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its scores
         results = finetune(
