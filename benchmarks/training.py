@@ -139,9 +139,9 @@ def challenge_captions(lines: list[str], count: int) -> list[str]:
     """Words of a text, cut into pieces as long as the challenge's captions, in random order.
 
     One in four is a narrative of 36.5 words on average (Localized Narratives; Pont-Tuset et al. 2020), the others have
-    10.3 on average, with a standard deviation of 4.5 (Conceptual Captions; Sharma et al. 2018, Table 1): by words that
-    is about half and half, as in the challenge. The narratives' deviation, which is not published, is taken to be the
-    same share of the mean. Lengths are normal, at least 3 and at most 80: the challenge's trainer cuts at 128 tokens.
+    10.3 on average, with a standard deviation of 4.5 (Conceptual Captions; Sharma et al. 2018): by words that
+    is about half and half, as in the challenge. The narratives' deviation is assumed to be the same share of
+    their mean. Lengths are normal, at least 3 and at most 80: the challenge's trainer cuts at 128 tokens.
     """
     draw, words = random.Random(0), iter(" ".join(lines).split())
     means = [36.5 if number % 4 == 0 else 10.3 for number in range(count)]
