@@ -2,7 +2,7 @@
 
     python benchmarks/merge.py --tiny            # seconds, to see that all works
     python benchmarks/merge.py                   # 10M parameters, and 1.3B in bf16 and in fp32; minutes, 20 GB
-    python benchmarks/merge.py --cases 1.3B-bf16 --rounds 5 --json
+    python benchmarks/merge.py --cases 1.3B-bf16 --rounds 5 --json docs/results/merge_benchmark.json
 
 - All are whole processes, start-up included, interleaved in every round; the table has medians and the largest
   peak memory. Our merge also checks for NaN, waits until the files are on the disk, and writes a model card with the
@@ -26,6 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -85,14 +86,17 @@ def main() -> None:
     parser.add_argument("--cases", default="10M,1.3B-bf16,1.3B-fp32", help=f"with commas, of {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="file whose entry of each case is replaced")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that temporary files are removed then, too
     cases = ["tiny"] if options.tiny else options.cases.split(",")
     rounds = 1 if options.tiny else options.rounds
-    results = {case: run_case(case, rounds, options.folder) for case in cases}
-    report = {"machine": machine(), "folder": str(options.folder), "rounds": rounds, "results": results}
-    print(json.dumps(report, indent=2)) if options.json else print_table(report)
+    made = {"machine": machine(), "folder": str(options.folder), "rounds": rounds}
+    results = {case: made | run_case(case, rounds, options.folder) for case in cases}
+    print_table(results)
+    if options.json:
+        earlier = json.loads(options.json.read_text()) if options.json.is_file() else {}
+        options.json.write_text(json.dumps(earlier | results, indent=2) + "\n", encoding="utf-8")
 
 
 def run_case(case: str, rounds: int, place: Path) -> dict:
@@ -112,7 +116,7 @@ def run_case(case: str, rounds: int, place: Path) -> dict:
                 if name == "mergekit" and number == 0:
                     check_agreement(folder / name, plan)
                 remove(folder / name)
-        return {name: summary(runs) for name, runs in measured.items()}
+        return {"commands": {name: summary(runs) for name, runs in measured.items()}}
 
 
 def summary(runs: list[tuple[float, float, int]]) -> dict:
@@ -201,7 +205,7 @@ def check_room(case: str, place: Path) -> None:
     one = (2 * vocabulary * hidden + layers * (4 * hidden**2 + 3 * hidden * middle)) * dtype.itemsize
     free = shutil.disk_usage(place).free
     if place.is_relative_to("/dev/shm"):
-        free = min(free, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - one)
+        free = min(free, psutil.virtual_memory().available - one)
     if free < 3.1 * one:
         sys.exit(f"{case} needs {3.1 * one / 1e9:.1f} GB in {place}, but there are {free / 1e9:.1f}; see --folder.")
 
@@ -216,18 +220,19 @@ def machine() -> str:
     return f"{os.cpu_count()} x {model}, {platform.system()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
 
 
-def print_table(report: dict) -> None:
+def print_table(results: dict[str, dict]) -> None:
     columns = ("Case", "", "Seconds", "Ratio", "CPU seconds", "Ratio", "Peak memory")
-    table = Table(*columns, title=report["machine"], box=None)
-    for case, result in report["results"].items():
-        ours = result["babylm-vlm"]
-        for name, row in result.items():
+    made = next(iter(results.values()))
+    table = Table(*columns, title=made["machine"], box=None)
+    for case, result in results.items():
+        ours = result["commands"]["babylm-vlm"]
+        for name, row in result["commands"].items():
             times = [text for key in ("seconds", "cpu") for text in (f"{row[key]:.2f}", f"{row[key] / ours[key]:.2f}")]
             table.add_row(case, name, *times, f"{row['peak'] / 1e6:.0f} MB")
     console = Console()
     console.width = max(console.width, 100)
     console.print(table)
-    print(f"Medians of {report['rounds']} rounds; files in {report['folder']}; the merges agree bit for bit.")
+    print(f"Medians of {made['rounds']} rounds; files in {made['folder']}; the merges agree bit for bit.")
 
 
 if __name__ == "__main__":

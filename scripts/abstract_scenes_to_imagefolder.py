@@ -31,7 +31,8 @@ import json
 import re
 import shutil
 import tempfile
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -64,6 +65,11 @@ def render(objects: list[list], sprites: Path, size: int) -> Image.Image:
             corner = (round(x - sprite.width / 2), round(y - sprite.height / 2))
             scene.paste(sprite, corner, sprite)
     return scene.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+
+
+def save_picture(objects: list[list], path: Path, sprites: Path, size: int) -> None:
+    """Draw a scene into a file."""
+    render(objects, sprites, size).save(path, quality=92)
 
 
 def facts_of(objects: list[list]) -> list[str]:
@@ -163,16 +169,18 @@ def convert(source: Path, folder: Path, size: int, limit: int | None = None) -> 
 
     training = [number for number in scenes if number not in held_out and number in captions][:limit]
     with open(folder / "captions" / "metadata.jsonl", "w", encoding="utf-8") as metadata:
-        for number in tqdm(training, desc="drawing training scenes", unit="picture"):
-            name = f"{number}.jpg"
-            render(scenes[number], source / "sprites", size).save(folder / "captions" / name, quality=92)
+        for number in training:
             facts = facts_of(scenes[number])
             for caption in captions[number]:
-                metadata.write(json.dumps({"file_name": name, "text": caption, "facts": facts}) + "\n")
+                metadata.write(json.dumps({"file_name": f"{number}.jpg", "text": caption, "facts": facts}) + "\n")
 
-    for number in tqdm(sorted(needed, key=int), desc="drawing held-out scenes", unit="picture"):
-        picture = render(scenes[number], source / "sprites", size)
-        picture.save(folder / "test" / "grounded" / f"{number}.jpg", quality=92)
+    drawn = {folder / "captions" / f"{number}.jpg": scenes[number] for number in training}
+    drawn |= {folder / "test" / "grounded" / f"{number}.jpg": scenes[number] for number in needed}
+    draw = partial(save_picture, sprites=source / "sprites", size=size)
+    with ProcessPoolExecutor() as pool:
+        done = pool.map(draw, drawn.values(), drawn.keys(), chunksize=64)
+        for _ in tqdm(done, desc="drawing scenes", unit="picture", total=len(drawn)):
+            pass
 
 
 def main() -> None:

@@ -2,9 +2,12 @@
 # The study: does merging give grammar back, and what does it cost? One commented command per stage.
 #
 #   DATA=data scripts/reproduce.sh --small       sized for an hour on two CPU cores: one seed, 2.6 million parameters
-#   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 10 million parameters; for a GPU
+#   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 33 million parameters, 10 million
+#                                                words; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
+# JOBS (default 1) is how many models are trained, merged and scored at once; with more than one, all seeds are, too. A
+# large GPU is faster with JOBS=7; on a CPU they would only be in each other's way.
 # DATA holds babylm_text/{train,dev}.*.txt.gz (a sentence a line), babylm_eval/full_eval (the BabyLM challenge's
 # layout), abstract_scenes/ (as scripts/abstract_scenes_to_imagefolder.py reads it), tuxpaint_stamps/, openmoji_128/ and
 # mulberry_128/ (as scripts/naming_pictures.py reads them) and devbench_mini/lex-viz_vocab. OUT (default runs/study-SIZE)
@@ -15,7 +18,7 @@ SIZE=${SIZE:-full}
 case ${1:-} in
     --small) SIZE=small ;;
     "") ;;
-    *) sed -n '2,13s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
 # Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
@@ -24,20 +27,22 @@ case $SIZE in
     tiny)
         seeds="0" steps="max_steps=3" scenes=48 tower="--epochs 1 --patch-size 28 --layers 1" limit=4 alphas=0,0.5,1
         shape="vocab_size=1024 hidden_size=32 intermediate_size=64 num_hidden_layers=2 num_attention_heads=2"
-        ancestor_words=20_000 text_words=2_000 twin_words=500 replay_words=500 passes=1 milestones="[1_000]" ;;
+        ancestor_words=20_000 text_words=2_000 twin_words=500 replay_words=500 passes=1 milestones="[1_000]" rows=16 ;;
     small)
         seeds="0" steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
         ancestor_words=1_000_000 text_words=150_000 twin_words=39_000 replay_words=14_000 passes=1
-        milestones="[40_000, 80_000, 160_000]" ;;
+        milestones="[40_000, 80_000, 160_000]" rows=16 ;;
     full)
-        seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit="" alphas=0:1:0.1
-        shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
+        seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit=300 alphas=0:1:0.1
+        shape="vocab_size=8192 hidden_size=512 intermediate_size=1408 num_hidden_layers=9 num_attention_heads=8
+            block_size=256"
         ancestor_words=9_000_000 text_words=600_000 twin_words=117_000 replay_words=45_000 passes=3
-        milestones="[60_000, 120_000, 240_000, 480_000]" ;;
+        milestones="[60_000, 120_000, 240_000, 480_000]" rows=32 ;;
     *) echo "SIZE is '$SIZE'; it must be tiny, small or full." >&2 && exit 2 ;;
 esac
 
+JOBS=${JOBS:-1}
 DATA=${DATA:-data}
 OUT=${OUT:-runs/study-$SIZE}
 scripts=$(cd "$(dirname "$0")" && pwd)
@@ -54,53 +59,65 @@ clock() { # the time that the run has taken, over all calls, is part of its resu
 }
 trap clock EXIT
 
-# Pictures: draw the scenes; captions of the training scenes, minimal pairs of the others. Then single things, named.
-[ -d "$OUT/scenes" ] || python "$scripts/abstract_scenes_to_imagefolder.py" "$DATA/abstract_scenes" \
-    ${scenes:+--scenes "$scenes"} --output-dir "$OUT/scenes"
-[ -d "$OUT/pictures" ] || python "$scripts/naming_pictures.py" "$OUT/scenes/captions" $(printf "$DATA/%s " $named) \
-    ${scenes:+--limit "$scenes"} --output-dir "$OUT/pictures"
+pictures() { # all that has to do with them, and the evaluation data
+    # Draw the scenes; captions of the training scenes, minimal pairs of the others. Then single things, named.
+    [ -d "$OUT/scenes" ] || python "$scripts/abstract_scenes_to_imagefolder.py" "$DATA/abstract_scenes" \
+        ${scenes:+--scenes "$scenes"} --output-dir "$OUT/scenes"
+    [ -d "$OUT/pictures" ] || python "$scripts/naming_pictures.py" "$OUT/scenes/captions" $(printf "$DATA/%s " $named) \
+        ${scenes:+--limit "$scenes"} --output-dir "$OUT/pictures"
 
-# Evaluation: one half to choose on, the other to report on.
-[ -d "$OUT/data" ] || python "$scripts/study_data.py" "$DATA/babylm_eval/full_eval" "$DATA/babylm_text" "$OUT/scenes" \
-    "$OUT/pictures" "$DATA/devbench_mini" ${limit:+--limit "$limit"} --output-dir "$OUT/data"
+    # Evaluation: one half to choose on, the other to report on.
+    [ -d "$OUT/data" ] || python "$scripts/study_data.py" "$DATA/babylm_eval/full_eval" "$DATA/babylm_text" \
+        "$OUT/scenes" "$OUT/pictures" "$DATA/devbench_mini" ${limit:+--limit "$limit"} --output-dir "$OUT/data"
 
-# A small frozen tower that sees: trained from scratch to name what is in these pictures. It looks at each once.
-[ -d "$OUT/tower" ] || python "$scripts/train_vision_tower.py" "$OUT/pictures" --output-dir "$OUT/tower" \
-    --image-size 112 --shift 3 $tower
-babylm-vlm features "$OUT/pictures" --vision-tower "$OUT/tower" --layer -1 --output-dir "$OUT/features"
+    # A small frozen tower that sees: trained from scratch to name what is in these pictures. It looks at each once.
+    [ -d "$OUT/tower" ] || python "$scripts/train_vision_tower.py" "$OUT/pictures" --output-dir "$OUT/tower" \
+        --image-size 112 --shift 3 $tower
+    babylm-vlm features "$OUT/pictures" --vision-tower "$OUT/tower" --layer -1 --output-dir "$OUT/features"
+}
 
 texts="[$(ls "$DATA"/babylm_text/train.*.txt.gz | paste -sd, -)]"
 captions="model=multimodal captions=$OUT/pictures features=$OUT/features vision_tower=$OUT/tower
     vision_feature_layer=-1 pack_captions=true projector_learning_rate=3e-3"
 
+pids=()
+at_once() { # COMMAND …: run it beside others, JOBS at a time
+    "$@" &
+    pids+=($!)
+    if [ ${#pids[@]} -ge "$JOBS" ]; then all_done; fi
+}
+
+all_done() { # wait for what runs; if one of it failed, stop
+    local pid
+    for pid in "${pids[@]}"; do wait "$pid"; done
+    pids=()
+}
+
 train() { # NAME key=value …: train $run/NAME, or go on with it
     local name=$1
     shift
-    babylm-vlm train "$recipe" $shape seed="$seed" per_device_train_batch_size=16 learning_rate=1e-3 $steps "$@" \
-        --output-dir "$run/$name" --resume
+    at_once babylm-vlm train "$recipe" $shape seed="$seed" per_device_train_batch_size=16 learning_rate=1e-3 $steps \
+        "$@" --output-dir "$run/$name" --resume
 }
 
 plan() { # NAME, with the rest of a plan on the standard input: merge text_captions and another model as it says
-    [ -d "$run/merged/$1" ] && return
     { echo "base_model: ${base:-$run/text_captions}"; cat; } > "$run/plans/$1.yaml"
-    babylm-vlm merge "$run/plans/$1.yaml" --output-dir "$run/merged/$1" --trust-remote-code --allow-missing
+    if [ -d "$run/merged/$1" ]; then return; fi
+    at_once babylm-vlm merge "$run/plans/$1.yaml" --output-dir "$run/merged/$1" --trust-remote-code --allow-missing
 }
 
 rest() { awk "BEGIN { print 1 - $1 }"; }
 
-for seed in $seeds; do
-    run=$OUT/seed$seed
-    mkdir -p "$run/plans"
+long="text_words=$text_words word_budget=$ancestor_words num_train_epochs=10 per_device_train_batch_size=$rows"
 
-    # The common ancestor: a language model.
-    train ancestor "text=$texts" text_words="$text_words" word_budget="$ancestor_words" num_train_epochs=10
-    from="init_from=$run/ancestor"
+one_seed() { # train, merge and score the models of $seed
+    run=$OUT/seed$seed from="init_from=$OUT/seed$seed/ancestor"
+    mkdir -p "$run/plans"
 
     # The language-only twin goes on with text, as many words as the captions have; another one comes from random
     # weights of its own.
+    train independent tokenizer="$run/ancestor" seed=$((seed + 100)) "text=$texts" $long
     train language "$from" "text=$texts" text_words="$twin_words"
-    train independent tokenizer="$run/ancestor" seed=$((seed + 100)) "text=$texts" text_words="$text_words" \
-        word_budget="$ancestor_words" num_train_epochs=10
 
     # Multimodal twins: captions alone, after the text that the ancestor read; then also with some of the text again,
     # after the captions or mixed with them (which is replay). The words of the captions without the pictures. LoRA.
@@ -110,6 +127,7 @@ for seed in $seeds; do
     train mixed "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$replay_words"
     train caption_language "$from" "text=[$OUT/data/captions.txt]" num_train_epochs=$passes
     train lora "$from" $captions num_train_epochs=$passes "lora={r: 16, lora_alpha: 32}"
+    all_done
 
     # An alpha of its own for the word embeddings, the first layer and the last.
     while read -r name words first last; do
@@ -146,6 +164,7 @@ models:
   - model: $run/ancestor
     parameters: {weight: [{filter: multi_modal_projector, value: 0.0}, {value: 1.0}]}
 YAML
+    all_done
     for alpha in 0.5 0.7; do
         plan "slerp-$alpha" <<YAML
 merge_method: slerp
@@ -166,9 +185,32 @@ models:
 YAML
     done
 
+    all_done
+
     # Score everything, item by item; linear merges at every alpha in memory.
-    python "$scripts/study_score.py" "$run" --data "$OUT/data" --alphas $alphas
+    for share in $(seq "$JOBS"); do
+        at_once python "$scripts/study_score.py" "$run" --data "$OUT/data" --alphas $alphas --share "$share/$JOBS"
+    done
+    all_done
+}
+
+# Pictures, and every seed's common ancestor, which is a language model.
+at_once pictures
+for seed in $seeds; do
+    run=$OUT/seed$seed
+    train ancestor "text=$texts" $long
 done
+all_done
+
+if [ "$JOBS" = 1 ]; then
+    for seed in $seeds; do one_seed; done
+else
+    for seed in $seeds; do
+        one_seed &
+        started+=($!)
+    done
+    for pid in "${started[@]}"; do wait "$pid"; done
+fi
 
 # The answers: study.json, study.md and plots. scripts/write_results.py --study puts them into docs/.
 clock

@@ -271,8 +271,8 @@ def beside(study: dict, published: dict) -> list[str]:
         f"parameters and read {words:,} words, repetitions included, the multimodal one "
         f"{study['models']['text_captions']['words_seen']:,} words of captions besides, nearly all of one kind of "
         "drawing, through a small tower that was trained on these pictures; the paper and the baselines have ten to a "
-        "hundred million words and DINOv2. DevBench here is its words only. The scores here are of half of BLiMP's "
-        f"items{', thinned' if study['size'] != 'full' else ''}. Baselines: {baselines['source']}.",
+        "hundred million words and DINOv2. DevBench here is its words only. The scores here are of "
+        f"{study['table']['language']['blimp']['items']:,} of BLiMP's items. Baselines: {baselines['source']}.",
         "",
     ]
 

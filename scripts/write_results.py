@@ -1,4 +1,4 @@
-"""Write docs/results.md from results.json files alone.
+"""Write docs/results.md, and the figures of README.md and docs/training.md, from JSON files in docs/results/ alone.
 
     python scripts/write_results.py --demo runs/demo-seed0 runs/demo-seed1 runs/demo-seed2   # take these runs over
     python scripts/write_results.py                                                          # write the page again
@@ -8,19 +8,24 @@
 --demo takes folders that `babylm-vlm demo` left: their results.json go to docs/results/, from which the page is
 written. --other takes a folder with the results of `babylm-vlm evaluate` for a demo's models, in language/, merged/
 and multimodal/. --study takes a run of scripts/reproduce.sh: its study.json goes to docs/results/, its plots to docs/.
+Benchmarks write theirs: `python benchmarks/merge.py --json docs/results/merge_benchmark.json`, and training.py likewise.
+In README.md and docs/training.md what stands between `<!-- NAME: scripts/write_results.py -->` and `<!-- /NAME -->` is
+written here.
 """
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
-from study_report import PUBLISHED, draw, section, table
+from study_report import PUBLISHED, change, draw, merge_at, section, table
 
 from babylm_vlm.demo.report import NAMES, TASKS, percent, points, share
 from babylm_vlm.hub.push import fit_to_be_seen
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 TRIED = """\
 What moved the trade-off while the recipe was tuned, on the selection split and mostly with one seed (test pairs were
@@ -178,6 +183,124 @@ def page() -> str:
     return "\n".join(["# Results", "", header, "", *sections]).rstrip() + "\n"
 
 
+def merging_figures() -> list[str]:
+    """The table of benchmarks/merge.py."""
+    cases = read(RESULTS / "merge_benchmark.json")
+    rows = []
+    for case, result in cases.items():
+        ours, mergekit, copy, hashed = (
+            result["commands"][n] for n in ("babylm-vlm", "mergekit", "copy", "copy, hash")
+        )
+        times = [
+            f"{run['seconds']:.1f} s ({run['seconds'] / ours['seconds']:.1f}x)" for run in (mergekit, hashed, copy)
+        ]
+        memory = f"{ours['peak'] / 1e9:.2f} GB, mergekit {mergekit['peak'] / 1e9:.1f} GB"
+        size, dtype = case.split("-") if "-" in case else (case, "fp32")
+        rows.append([f"{size}, {dtype}", f"**{ours['seconds']:.1f} s**", *times, memory])
+    header = ["parameters", "`babylm-vlm merge`", "`mergekit-yaml`", "copy, hash", "copy", "peak memory"]
+    machine = next(iter(cases.values()))["machine"].partition(", load")[0]
+    rounds = ", ".join(f"{result['rounds']} at {case}" for case, result in cases.items())
+    return [
+        f"Whole commands, start-up included (`python benchmarks/merge.py` on {machine}; medians of rounds: {rounds}; "
+        "files in memory). The copies read both parents and write one; the first also hashes the parents, as our model "
+        "card asks. The machine is shared, and medians of the same case have differed by a quarter from run to run.",
+        "",
+        *table(header, rows),
+    ]
+
+
+def training_figures() -> list[str]:
+    """A sentence on benchmarks/training.py."""
+    found = read(RESULTS / "training_benchmark.json")
+    return [
+        f"On a {found['padding']['device']}, packed captions train {found['padding']['packed_is_faster_by']:.1f} times "
+        "as fast as padded ones, with lengths like the challenge's, and stored features are "
+        f"{found['tower']['stored_is_faster_by']:.0f} times as fast as a DINOv2-base in every step: "
+        "`python benchmarks/training.py`.",
+    ]
+
+
+def training_table() -> list[str]:
+    """The table of benchmarks/training.py."""
+    found = read(RESULTS / "training_benchmark.json")
+    rows = []
+    for name, label, goal, fast, slow, ratio in COMPARED:
+        run = found[name]
+        speeds = f"({run[fast]:,.0f} and {run[slow]:,.0f} words/s)"
+        rows.append([label, goal, f"**{run[ratio]:.1f}x** {speeds}", f"{run['peak_memory_gb']:.1f} GB"])
+    text = found["text"]
+    rows.append(
+        [
+            f"text, share of the machine's {text['precision']} matrix multiplication "
+            f"({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
+            "55 %",
+            f"**{100 * text['share_of_matmul_rate']:.0f} %** ({text['words_per_second']:,.0f} words/s)",
+            f"{text['peak_memory_gb']:.1f} GB",
+        ]
+    )
+    return [
+        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}, a model of "
+        f"{text['parameters'] / 1e6:.1f} million parameters; the numbers are in "
+        "[`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so of "
+        f"{text['rounds']} rounds the best counts.",
+        "",
+        *table(["comparison", "goal", "measured", "peak memory"], rows),
+    ]
+
+
+COMPARED = (
+    (
+        *(
+            "padding",
+            "captions as long as the challenge's, packed, beside one a row, padded to the longest of its batch, in plain transformers",
+        ),
+        *("3x", "packed_words_per_second", "padded_words_per_second", "packed_is_faster_by"),
+    ),
+    (
+        *("even", "the same with sentences, whose lengths differ less", ""),
+        *("packed_words_per_second", "padded_words_per_second", "packed_is_faster_by"),
+    ),
+    (
+        *("tower", "stored features, beside a tower of DINOv2-base's shape in every step", "10x"),
+        *("stored_words_per_second", "tower_words_per_second", "stored_is_faster_by"),
+    ),
+)
+
+
+def study_figures() -> list[str]:
+    """What the study found, in two sentences."""
+    lines = []
+    for path in sorted(RESULTS.glob("study-*.json")):
+        study = read(path)
+        d, language = study["differences"], study["models"]["language"]
+        seeds = f"{len(study['seeds'])} seed{'s' if len(study['seeds']) > 1 else ''}"
+        lines.append(
+            f"[Its answers](docs/results.md#the-study) with {language['parameters'] / 1e6:.1f} million parameters, "
+            f"{seeds} ({study['minutes']} minutes on a {language['hardware']}): from the language-only twin to the "
+            f"multimodal one grammar {change(d['pictures']['grammar'])}; for the merge, "
+            f"{merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}."
+        )
+    return lines
+
+
+FIGURES = {
+    ROOT / "README.md": {"training": training_figures, "merging": merging_figures, "study": study_figures},
+    DOCS / "training.md": {"speed": training_table},
+}
+
+
+def filled(path: Path) -> str:
+    """A page with its figures as docs/results/ has them."""
+    text = path.read_text(encoding="utf-8")
+    for name, figures in FIGURES[path].items():
+        begin, end = f"<!-- {name}: scripts/write_results.py -->", f"<!-- /{name} -->"
+        between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if len(between.findall(text)) != 1:
+            raise SystemExit(f"{path} needs one line {begin} and one {end}.")
+        text = between.sub(lambda _, lines=[begin, *figures(), end]: "\n".join(lines), text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, nargs="+")
@@ -192,6 +315,8 @@ def main() -> None:
     if options.study:
         take_over_study(options.study)
     (DOCS / "results.md").write_text(page(), encoding="utf-8")
+    for path in FIGURES:
+        path.write_text(filled(path), encoding="utf-8")
 
 
 if __name__ == "__main__":
