@@ -10,8 +10,8 @@ multiplies it in hardware and else in fp32:
   demo's text stand for captions; their lengths are like those of the challenge's, whose trainer pads so too;
 - even: the same with the demo's sentences, whose lengths differ less;
 - tower: packed captions with stored features, beside a vision tower of DINOv2-base's shape that runs in every step;
-- text: FLOPs of the model (6 for each parameter and token, and attention) a second, beside this machine's
-  multiplication of square matrices in the same precision.
+- text: FLOPs of a larger model (6 for each parameter and token, and attention) a second, beside this machine's
+  multiplication of square matrices in the same precision; in bf16 with `torch.compile`, which needs a C++ compiler.
 
 `--tiny` shows in a minute that all of it runs; its numbers mean nothing.
 """
@@ -51,6 +51,7 @@ from babylm_vlm.training.recipe import bf16_is_fast
 from babylm_vlm.training.speed import flops_per_token, hardware, matmul_rate
 
 SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "num_attention_heads": 5}
+TEXT_SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 6}
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY_TOWER = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
 BLOCK = 128  # tokens in a row
@@ -177,11 +178,10 @@ def with_eyes(given: Setting, tower: str) -> BabylmVlmForConditionalGeneration:
     return BabylmVlmForConditionalGeneration(config)
 
 
-def best_seconds(given: Setting, *sides: tuple) -> list[float]:
+def best_seconds(given: Setting, *sides: tuple, **keys) -> list[float]:
     """Of each side (model, rows, collator, batch) the best of some rounds, in which the sides take turns."""
-    rounds = [
-        [seconds(*side, given.steps, warmup=1, bf16=bf16_is_fast()) for side in sides] for _ in range(given.rounds)
-    ]
+    keys = {"warmup": 1, "bf16": bf16_is_fast()} | keys
+    rounds = [[seconds(*side, given.steps, **keys) for side in sides] for _ in range(given.rounds)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
@@ -222,12 +222,14 @@ def compare_tower(given: Setting) -> dict:
 
 
 def measure_text(given: Setting) -> dict:
-    """Text in full rows, beside the machine's matrix multiplication, before and after."""
+    """Text in full rows, in bf16 with `torch.compile`, beside the machine's matrix multiplication."""
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model, text = LlamaForCausalLM(LlamaConfig(**given.shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
+    shape = given.shape | ({} if given.tiny else TEXT_SHAPE)
+    model, text = LlamaForCausalLM(LlamaConfig(**shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
     before = matmul_rate(dtype, device, rounds=50)
-    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32))
+    compiled = {"torch_compile": bf16_is_fast() and not given.tiny, "warmup": 2}
+    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32), **compiled)
     peak = max(before, matmul_rate(dtype, device, rounds=50))
     tokens = given.steps * 32 * BLOCK
     return {

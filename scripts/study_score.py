@@ -5,7 +5,8 @@
 The run's folder holds the models that scripts/reproduce.sh trained and, in merged/, what it merged. The scores of NAME
 go to scores/NAME/PART/ as `babylm-vlm evaluate` would write them; PART is selection, test or extra, as in --data. A
 dial at an alpha is no file: its weights are set in memory, and its NAME is DIAL/ALPHA. What is there already is not
-scored again. `--share 2/4` is for four processes side by side: each scores every fourth name. A GPU multiplies in TF32.
+scored again. `--share 2/4` is for four processes side by side: each scores every fourth name. A GPU multiplies in
+TF32.
 """
 
 import argparse

@@ -8,9 +8,9 @@
 --demo takes folders that `babylm-vlm demo` left: their results.json go to docs/results/, from which the page is
 written. --other takes a folder with the results of `babylm-vlm evaluate` for a demo's models, in language/, merged/
 and multimodal/. --study takes a run of scripts/reproduce.sh: its study.json goes to docs/results/, its plots to docs/.
-Benchmarks write theirs: `python benchmarks/merge.py --json docs/results/merge_benchmark.json`, and training.py likewise.
-In README.md and docs/training.md what stands between `<!-- NAME: scripts/write_results.py -->` and `<!-- /NAME -->` is
-written here.
+Benchmarks write theirs: `python benchmarks/merge.py --json docs/results/merge_benchmark.json`, and training.py
+likewise. What stands in README.md and docs/training.md between `<!-- NAME: scripts/write_results.py -->` and
+`<!-- /NAME -->` is written here.
 """
 
 import argparse
@@ -191,19 +191,18 @@ def merging_figures() -> list[str]:
         ours, mergekit, copy, hashed = (
             result["commands"][n] for n in ("babylm-vlm", "mergekit", "copy", "copy, hash")
         )
-        times = [
-            f"{run['seconds']:.1f} s ({run['seconds'] / ours['seconds']:.1f}x)" for run in (mergekit, hashed, copy)
-        ]
+        times = [f"{mergekit['seconds']:.1f} s ({mergekit['seconds'] / ours['seconds']:.1f}x)"]
+        times += [f"{run['seconds']:.1f} s" for run in (hashed, copy)]
         memory = f"{ours['peak'] / 1e9:.2f} GB, mergekit {mergekit['peak'] / 1e9:.1f} GB"
         size, dtype = case.split("-") if "-" in case else (case, "fp32")
         rows.append([f"{size}, {dtype}", f"**{ours['seconds']:.1f} s**", *times, memory])
     header = ["parameters", "`babylm-vlm merge`", "`mergekit-yaml`", "copy, hash", "copy", "peak memory"]
     machine = next(iter(cases.values()))["machine"].partition(", load")[0]
-    rounds = ", ".join(f"{result['rounds']} at {case}" for case, result in cases.items())
+    rounds = min(result["rounds"] for result in cases.values())
     return [
-        f"Whole commands, start-up included (`python benchmarks/merge.py` on {machine}; medians of rounds: {rounds}; "
-        "files in memory). The copies read both parents and write one; the first also hashes the parents, as our model "
-        "card asks. The machine is shared, and medians of the same case have differed by a quarter from run to run.",
+        f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least {rounds} "
+        "rounds, files in memory. The copies read both parents and write one; the first also hashes the parents, as our "
+        "model card asks. The machine is shared: medians of the same case have differed by a quarter from run to run.",
         "",
         *table(header, rows),
     ]
@@ -212,10 +211,11 @@ def merging_figures() -> list[str]:
 def training_figures() -> list[str]:
     """A sentence on benchmarks/training.py."""
     found = read(RESULTS / "training_benchmark.json")
+    padding, tower = found["padding"], found["tower"]
     return [
-        f"On a {found['padding']['device']}, packed captions train {found['padding']['packed_is_faster_by']:.1f} times "
-        "as fast as padded ones, with lengths like the challenge's, and stored features are "
-        f"{found['tower']['stored_is_faster_by']:.0f} times as fast as a DINOv2-base in every step: "
+        f"On a {padding['device']}, packed captions train {padding['packed_is_faster_by']:.1f} times as fast as padded "
+        "ones, with lengths like the challenge's, and stored features are "
+        f"{tower['stored_is_faster_by']:.0f} times as fast as a DINOv2-base in every step: "
         "`python benchmarks/training.py`.",
     ]
 
@@ -224,47 +224,39 @@ def training_table() -> list[str]:
     """The table of benchmarks/training.py."""
     found = read(RESULTS / "training_benchmark.json")
     rows = []
-    for name, label, goal, fast, slow, ratio in COMPARED:
+    for name, (label, goal, fast, slow) in COMPARED.items():
         run = found[name]
-        speeds = f"({run[fast]:,.0f} and {run[slow]:,.0f} words/s)"
-        rows.append([label, goal, f"**{run[ratio]:.1f}x** {speeds}", f"{run['peak_memory_gb']:.1f} GB"])
+        speeds = " and ".join(f"{run[f'{side}_words_per_second']:,.0f}" for side in (fast, slow))
+        measured = f"**{run[f'{fast}_is_faster_by']:.1f}x** ({speeds} words/s)"
+        rows.append([label, goal, measured, f"{run['peak_memory_gb']:.1f} GB"])
     text = found["text"]
     rows.append(
         [
-            f"text, share of the machine's {text['precision']} matrix multiplication "
-            f"({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
+            f"text, {text['parameters'] / 1e6:.1f} million parameters, share of the machine's {text['precision']} "
+            f"matrix multiplication ({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
             "55 %",
             f"**{100 * text['share_of_matmul_rate']:.0f} %** ({text['words_per_second']:,.0f} words/s)",
             f"{text['peak_memory_gb']:.1f} GB",
         ]
     )
     return [
-        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}, a model of "
-        f"{text['parameters'] / 1e6:.1f} million parameters; the numbers are in "
-        "[`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so of "
-        f"{text['rounds']} rounds the best counts.",
+        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}; the numbers are in "
+        "[`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the best of some "
+        "rounds counts.",
         "",
         *table(["comparison", "goal", "measured", "peak memory"], rows),
     ]
 
 
-COMPARED = (
-    (
-        *(
-            "padding",
-            "captions as long as the challenge's, packed, beside one a row, padded to the longest of its batch, in plain transformers",
-        ),
-        *("3x", "packed_words_per_second", "padded_words_per_second", "packed_is_faster_by"),
+COMPARED = {
+    "padding": (
+        "captions as long as the challenge's, packed, beside one a row, padded to the longest of its batch, in plain "
+        "transformers",
+        *("3x", "packed", "padded"),
     ),
-    (
-        *("even", "the same with sentences, whose lengths differ less", ""),
-        *("packed_words_per_second", "padded_words_per_second", "packed_is_faster_by"),
-    ),
-    (
-        *("tower", "stored features, beside a tower of DINOv2-base's shape in every step", "10x"),
-        *("stored_words_per_second", "tower_words_per_second", "stored_is_faster_by"),
-    ),
-)
+    "even": ("the same with sentences, whose lengths differ less", "", "packed", "padded"),
+    "tower": ("stored features, beside a tower of DINOv2-base's shape in every step", "10x", "stored", "tower"),
+}
 
 
 def study_figures() -> list[str]:

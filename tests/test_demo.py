@@ -182,7 +182,7 @@ def test_a_second_run_needs_overwrite(demo, monkeypatch, capsys):
 
 
 def test_the_page_of_results_is_what_the_results_say(monkeypatch):
-    """docs/results.md and the figures in README.md and docs/training.md come from docs/results/*.json, word for word."""
+    """docs/results.md, and the figures in README.md and docs/training.md, come from docs/results/, word for word."""
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
     import write_results
 
