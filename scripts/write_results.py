@@ -200,9 +200,10 @@ def merging_figures() -> list[str]:
     machine = next(iter(cases.values()))["machine"].partition(", load")[0]
     rounds = min(result["rounds"] for result in cases.values())
     return [
-        f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least {rounds} "
-        "rounds, files in memory. The copies read both parents and write one; the first also hashes the parents, as our "
-        "model card asks. The machine is shared: medians of the same case have differed by a quarter from run to run.",
+        f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least "
+        f"{rounds} rounds, files in memory. The copies read both parents and write one; the first also hashes the "
+        "parents, as our model card asks. The machine is shared: medians of the same case have differed by a quarter "
+        "from run to run.",
         "",
         *table(header, rows),
     ]
@@ -213,8 +214,8 @@ def training_figures() -> list[str]:
     found = read(RESULTS / "training_benchmark.json")
     padding, tower = found["padding"], found["tower"]
     return [
-        f"On a {padding['device']}, packed captions train {padding['packed_is_faster_by']:.1f} times as fast as padded "
-        "ones, with lengths like the challenge's, and stored features are "
+        f"On a {padding['device']}, packed captions train {padding['packed_is_faster_by']:.1f} times as fast as "
+        "padded ones, with lengths like the challenge's, and stored features are "
         f"{tower['stored_is_faster_by']:.0f} times as fast as a DINOv2-base in every step: "
         "`python benchmarks/training.py`.",
     ]
@@ -241,8 +242,8 @@ def training_table() -> list[str]:
     )
     return [
         f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}; the numbers are in "
-        "[`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the best of some "
-        "rounds counts.",
+        "[`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the best "
+        "of some rounds counts.",
         "",
         *table(["comparison", "goal", "measured", "peak memory"], rows),
     ]
