@@ -80,7 +80,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def main() -> None:
-    """Run the cases and print a table, or JSON."""
+    """Run the cases and print a table; with `--json` add the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="only a tiny case, one round")
     parser.add_argument("--cases", default="10M,1.3B-bf16,1.3B-fp32", help=f"with commas, of {', '.join(CASES)}")
@@ -92,11 +92,13 @@ def main() -> None:
     cases = ["tiny"] if options.tiny else options.cases.split(",")
     rounds = 1 if options.tiny else options.rounds
     made = {"machine": machine(), "folder": str(options.folder), "rounds": rounds}
-    results = {case: made | run_case(case, rounds, options.folder) for case in cases}
+    results = {}
+    for case in cases:
+        results[case] = made | run_case(case, rounds, options.folder)
+        if options.json:
+            earlier = json.loads(options.json.read_text()) if options.json.is_file() else {}
+            options.json.write_text(json.dumps(earlier | results, indent=2) + "\n", encoding="utf-8")
     print_table(results)
-    if options.json:
-        earlier = json.loads(options.json.read_text()) if options.json.is_file() else {}
-        options.json.write_text(json.dumps(earlier | results, indent=2) + "\n", encoding="utf-8")
 
 
 def run_case(case: str, rounds: int, place: Path) -> dict:

@@ -222,18 +222,19 @@ def compare_tower(given: Setting) -> dict:
 
 
 def measure_text(given: Setting) -> dict:
-    """Text in full rows, in bf16 with `torch.compile`, beside the machine's matrix multiplication."""
+    """Text in full rows, beside the machine's matrix multiplication; in bf16 with `torch.compile`."""
     dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     shape = given.shape | ({} if given.tiny else TEXT_SHAPE)
     model, text = LlamaForCausalLM(LlamaConfig(**shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
     before = matmul_rate(dtype, device, rounds=50)
-    compiled = {"torch_compile": bf16_is_fast() and not given.tiny, "warmup": 2}
-    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32), **compiled)
+    compiled = bf16_is_fast() and not given.tiny
+    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32), torch_compile=compiled, warmup=2)
     peak = max(before, matmul_rate(dtype, device, rounds=50))
     tokens = given.steps * 32 * BLOCK
     return {
         "parameters": model.num_parameters(),
+        "compiled": compiled,
         "words_per_second": tokens / taken * float(text.words.sum() / text.tokens.sum()),
         "gflops_per_second": tokens * flops_per_token(model, BLOCK) / taken / 1e9,
         "matmul_gflops_per_second": peak / 1e9,
@@ -268,11 +269,11 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # of the process so far
         numbers |= {"updates": options.steps, "rounds": options.rounds, "peak_memory_gb": peak}
         found[name] = numbers | {"device": hardware(), "torch": torch.__version__, "precision": precision}
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         for key, value in numbers.items():
             table.add_row(name, key.replace("_", " "), f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
     Console(width=110).print(table)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,22 +3,24 @@
 #
 #   DATA=data scripts/reproduce.sh --small       sized for an hour on two CPU cores: one seed, 2.6 million parameters
 #   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 33 million parameters, 10 million
-#                                                words; for a GPU
+#                                                words read by a twin, repetitions included; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
-# JOBS (default 1) is how many models are trained, merged and scored at once; with more than one, all seeds are, too. A
-# large GPU is faster with JOBS=7; on a CPU they would only be in each other's way.
+# JOBS (default 1) is how many models of a seed are trained, merged and scored at once; above 1 the seeds run side by
+# side, too. It is for a large GPU; on a CPU they would only be in each other's way.
+#
 # DATA holds babylm_text/{train,dev}.*.txt.gz (a sentence a line), babylm_eval/full_eval (the BabyLM challenge's
 # layout), abstract_scenes/ (as scripts/abstract_scenes_to_imagefolder.py reads it), tuxpaint_stamps/, openmoji_128/ and
 # mulberry_128/ (as scripts/naming_pictures.py reads them) and devbench_mini/lex-viz_vocab. OUT (default runs/study-SIZE)
-# is a folder for everything made here. A run that was cut off goes on with the same command.
+# is a folder for everything made here. A run that was cut off goes on with the same command; what was not finished is
+# made again.
 # Other data, such as the challenge's from the Hub: `texts` and `captions` below take whatever a recipe takes.
 set -euo pipefail
 SIZE=${SIZE:-full}
 case ${1:-} in
     --small) SIZE=small ;;
     "") ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
 # Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
@@ -43,6 +45,11 @@ case $SIZE in
 esac
 
 JOBS=${JOBS:-1}
+case $JOBS in
+    1) ;;
+    [2-9] | [1-9][0-9]) export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;;
+    *) echo "JOBS is '$JOBS'; it must be a whole number from 1 to 99." >&2 && exit 2 ;;
+esac
 DATA=${DATA:-data}
 OUT=${OUT:-runs/study-$SIZE}
 scripts=$(cd "$(dirname "$0")" && pwd)
@@ -57,7 +64,14 @@ clock() { # the time that the run has taken, over all calls, is part of its resu
     echo $(($(cat "$OUT/seconds" 2> /dev/null || echo 0) + SECONDS)) > "$OUT/seconds"
     SECONDS=0
 }
-trap clock EXIT
+end_jobs() { # of what runs side by side, nothing outlives this script
+    local running
+    running=$(jobs -p)
+    if [ -n "$running" ]; then kill $running 2> /dev/null || true; fi
+}
+trap 'end_jobs; clock' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 pictures() { # all that has to do with them, and the evaluation data
     # Draw the scenes; captions of the training scenes, minimal pairs of the others. Then single things, named.
@@ -82,6 +96,10 @@ captions="model=multimodal captions=$OUT/pictures features=$OUT/features vision_
 
 pids=()
 at_once() { # COMMAND …: run it beside others, JOBS at a time
+    if [ "$JOBS" = 1 ]; then
+        "$@"
+        return
+    fi
     "$@" &
     pids+=($!)
     if [ ${#pids[@]} -ge "$JOBS" ]; then all_done; fi
@@ -89,7 +107,7 @@ at_once() { # COMMAND …: run it beside others, JOBS at a time
 
 all_done() { # wait for what runs; if one of it failed, stop
     local pid
-    for pid in "${pids[@]}"; do wait "$pid"; done
+    for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid"; done
     pids=()
 }
 
@@ -195,7 +213,7 @@ YAML
 }
 
 # Pictures, and every seed's common ancestor, which is a language model.
-at_once pictures
+pictures
 for seed in $seeds; do
     run=$OUT/seed$seed
     train ancestor "text=$texts" $long
@@ -206,7 +224,11 @@ if [ "$JOBS" = 1 ]; then
     for seed in $seeds; do one_seed; done
 else
     for seed in $seeds; do
-        one_seed &
+        (
+            trap end_jobs EXIT
+            trap 'exit 143' TERM
+            one_seed
+        ) &
         started+=($!)
     done
     for pid in "${started[@]}"; do wait "$pid"; done

@@ -39,6 +39,8 @@ NAMES = {
     "ties": "TIES",
     "task_arithmetic": "task arithmetic",
 }
+THINNED = {"supplement_filtered": "its supplement", "entity_tracking": "entity tracking"}
+THINNED |= {"wug_adj_nominalization": "WUG adjectives"}
 PLOTS = ("alpha", "trade", "phenomena", "milestones")
 
 
@@ -261,6 +263,9 @@ def beside(study: dict, published: dict) -> list[str]:
         rows.append([f"here: {NAMES[name]}", *cells])
     for name, values in baselines["rows"].items():
         rows.append([name, *("" if value is None else f"{value:g}" for value in values)])
+    counts = {"BLiMP": study["table"]["language"]["blimp"]["items"]}
+    counts |= {words: study["extra"]["language"][key]["items"] for key, words in THINNED.items()}
+    thinned = ", ".join(f"{count:,} items of {name}" for name, count in counts.items())
     words = study["models"]["ancestor"]["words_seen"] + study["models"]["language"]["words_seen"]
     return [
         *table([f"{paper['name']}, {paper['source']}", "here"], claims),
@@ -272,9 +277,14 @@ def beside(study: dict, published: dict) -> list[str]:
         f"{study['models']['text_captions']['words_seen']:,} words of captions besides, nearly all of one kind of "
         "drawing, through a small tower that was trained on these pictures; the paper and the baselines have ten to a "
         "hundred million words and DINOv2. DevBench here is its words only. The scores here are of "
-        f"{study['table']['language']['blimp']['items']:,} of BLiMP's items. Baselines: {baselines['source']}.",
+        f"{thinned}. Baselines: {baselines['source']}.",
         "",
     ]
+
+
+def devices(study: dict) -> str:
+    """What the models were trained on."""
+    return " and ".join(sorted({model["hardware"] for model in study["models"].values()}))
 
 
 def setting(study: dict) -> list[str]:
@@ -283,19 +293,22 @@ def setting(study: dict) -> list[str]:
     items = {ability: study["table"]["language"][ability]["items"] for ability in ("grammar", "blimp", "grounded")}
     first = next(iter(models.values()))
     minutes = sum(row["minutes"] for row in models.values())
-    rate = sum(row["tokens_seen"] for row in models.values()) / (60 * max(minutes, 0.01))
     versions = ", ".join(f"{package} {number}" for package, number in first["versions"].items())
     return [
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
-        f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {first['hardware']}, with {versions}; "
-        f"{study['minutes']} minutes in all, of which training a seed's {len(models)} models took {minutes:.0f}, "
-        f"at {rate:,.0f} tokens a second. All "
+        f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {devices(study)}, with {versions}; "
+        f"{study['minutes']} minutes in all; training a seed's {len(models)} models takes {minutes:.0f} minutes if "
+        "they are added up. All "
         "models but the independent one start from the ancestor, and so have read its words too:",
         "",
         *table(
-            ["model", "words read", "minutes"],
+            ["model", "words read", "minutes", "tokens a second"],
             [
-                [NAMES.get(n, n.replace("_", " ")), f"{m['words_seen']:,}", f"{m['minutes']:.1f}"]
+                [
+                    NAMES.get(n, n.replace("_", " ")),
+                    *(f"{m['words_seen']:,}", f"{m['minutes']:.1f}"),
+                    f"{m['tokens_seen'] / (60 * max(m['minutes'], 0.01)):,.0f}",
+                ]
                 for n, m in models.items()
             ],
         ),
@@ -342,7 +355,7 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         "",
         *kinds(study),
         "",
-        "Tests on which nothing was chosen (all their items):",
+        "Tests on which nothing was chosen, and which are not cut in halves:",
         "",
         *extras(study),
         "",

@@ -5,8 +5,7 @@
 The run's folder holds the models that scripts/reproduce.sh trained and, in merged/, what it merged. The scores of NAME
 go to scores/NAME/PART/ as `babylm-vlm evaluate` would write them; PART is selection, test or extra, as in --data. A
 dial at an alpha is no file: its weights are set in memory, and its NAME is DIAL/ALPHA. What is there already is not
-scored again. `--share 2/4` is for four processes side by side: each scores every fourth name. A GPU multiplies in
-TF32.
+scored again. `--share 2/4` is for four processes side by side: each scores every fourth name.
 """
 
 import argparse
@@ -90,7 +89,6 @@ def main() -> None:
         return next(turns) % shares == share % shares and bool(missing(run, name))
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = True
     fixed = {"progress": False, "batch_tokens": BATCH_TOKENS[device]}
     tasks = {part: find_tasks(options.data / part) for part in PARTS}
     read = {part: read_benchmarks(tasks[part]) for part in PARTS}

@@ -8,7 +8,7 @@
   the head). So the longest sequences are first scored both ways, and rows are packed only where that agrees to 1e-4;
   otherwise sequences are sorted by length and right-padded, a fixed number of tokens at a time.
 - In packed rows the head runs only where a token is scored, a block of positions at a time, so that the largest tensor
-  is (256, vocabulary) on a CPU and (4096, vocabulary) elsewhere.
+  is (256, vocabulary).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-BLOCK = 4096  # positions turned into log-probabilities at a time
-CPU_BLOCK = 256  # the same on a CPU, in whose cache a block of logits then stays
+BLOCK = 256  # positions turned into log-probabilities at a time; a block of logits stays in the CPU's cache
 ROW_TOKENS = 384  # nodes in a packed row; attention costs its square
 CHECK_TOKENS = 1024  # of the longest sequences are scored both ways
 AGREEMENT = 1e-4  # nats
@@ -281,10 +280,9 @@ def _log_probabilities(states: torch.Tensor, head: nn.Module, places: np.ndarray
     order = np.argsort(node_of, kind="stable")
     result = np.empty(len(places), dtype=np.float32)
     nodes, device = torch.from_numpy(unique).to(states.device), states.device
-    size = CPU_BLOCK if device.type == "cpu" else BLOCK
-    for block in range(0, len(unique), size):
-        logits = head(states[nodes[block : block + size]]).float()
-        members = order[slice(*np.searchsorted(node_of, [block, block + size], sorter=order))]
+    for block in range(0, len(unique), BLOCK):
+        logits = head(states[nodes[block : block + BLOCK]]).float()
+        members = order[slice(*np.searchsorted(node_of, [block, block + BLOCK], sorter=order))]
         rows = torch.from_numpy(node_of[members] - block).to(device)
         chosen = logits[rows, torch.from_numpy(targets[members]).to(device)]
         result[members] = (chosen - logits.logsumexp(dim=1)[rows]).cpu().numpy()
