@@ -237,19 +237,20 @@ def training_table() -> list[str]:
     share_of_rate = text["share_of_matmul_rate"]
     padded = {name: found[name]["padded_tokens_for_a_packed_one"] for name in ("padding", "even")}
     missed = ": missed" if share_of_rate < 0.55 else ""
+    compiled = ", compiled" if text["compiled"] else ""
     rows.append(
         [
-            f"text, {text['parameters'] / 1e6:.1f} million parameters{', compiled' if text['compiled'] else ''}, share "
-            f"of the machine's matrix multiplication ({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
+            f"text, {text['parameters'] / 1e6:.1f} million parameters{compiled}, share of the machine's "
+            f"matrix multiplication ({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
             "55 %",
             f"**{100 * share_of_rate:.0f} %** ({text['words_per_second']:,.0f} words/s){missed}",
             f"{text['peak_memory_gb']:.1f} GB",
         ]
     )
     return [
-        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}, in {text['precision']}; the numbers are "
-        "in [`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the best "
-        "of some rounds counts.",
+        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}, in {text['precision']}; the numbers "
+        "are in [`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the "
+        "best of some rounds counts.",
         "",
         *table(["comparison", "goal", "measured", "peak memory"], rows),
         "",
