@@ -281,7 +281,8 @@ def study_figures() -> list[str]:
             f"[Its answers](docs/results.md#the-study) with {language['parameters'] / 1e6:.1f} million parameters, "
             f"{seeds}, after {study['minutes']} minutes on {devices(study)}: from the language-only twin to the "
             f"multimodal one grammar {change(d['pictures']['grammar'])}; for the merge, "
-            f"{merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}."
+            f"{merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}; whatever is chosen, "
+            f"{merge_at('0.5', d['half - multimodal'])}."
         )
     return "\n\n".join(lines).split("\n")
 
