@@ -23,7 +23,8 @@ from datasets import List, Value
 from huggingface_hub import snapshot_download
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17: at the top only with torchvision
 
 from ..files import named_source, sha256
 from ..model import BabylmVlmConfig, BabylmVlmModel

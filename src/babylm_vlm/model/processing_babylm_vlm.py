@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchEncoding, BatchFeature, ProcessorMixin
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, BatchFeature, ProcessorMixin
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17: at the top only with torchvision
 from transformers.utils import cached_file
 
 

@@ -10,7 +10,6 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
     ProcessorMixin,
     TrainingArguments,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17: at the top only with torchvision
 
 from ..data.captions import CaptionBlocks, CaptionedPictures, CaptionRows, read_captions
 from ..data.features import Features, StoredFeatures, describe_features, picture_features
