@@ -17,6 +17,7 @@ multiplies it in hardware and else in fp32:
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -30,10 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset
 from transformers import (
+    DataCollator,
     Dinov2Config,
     Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -46,9 +49,9 @@ from babylm_vlm.data.packing import PackingCollator
 from babylm_vlm.data.text import TextBlocks, read_sentences
 from babylm_vlm.data.tokenizer import train_tokenizer
 from babylm_vlm.model import BabylmVlmConfig, BabylmVlmForConditionalGeneration
-from babylm_vlm.training.loss import use_chunked_loss
 from babylm_vlm.training.recipe import bf16_is_fast
 from babylm_vlm.training.speed import flops_per_token, hardware, matmul_rate
+from babylm_vlm.training.train import make_fast
 
 SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4, "num_attention_heads": 5}
 TEXT_SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 6}
@@ -93,9 +96,19 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.start
 
 
-def seconds(model: torch.nn.Module, rows: Dataset, collator, batch: int, steps: int, warmup: int, **keys) -> float:
-    """Wall-clock time of `steps` updates, after `warmup` others."""
-    clock = Clock(warmup)
+def seconds(
+    model: PreTrainedModel,
+    rows: Dataset,
+    collator: DataCollator,
+    batch: int,
+    steps: int,
+    warmup: int,
+    ours: bool = True,
+    **keys,
+) -> float:
+    """Wall-clock time of `steps` updates, after `warmup` others; `ours`: as `babylm-vlm train` would do them."""
+    clock, model = Clock(warmup), copy.deepcopy(model)  # what another run compiled would not be compiled again
+    torch.compiler.reset()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
@@ -109,6 +122,8 @@ def seconds(model: torch.nn.Module, rows: Dataset, collator, batch: int, steps: 
             remove_unused_columns=False,
             **keys,
         )
+        if ours:
+            make_fast(model, arguments)
         Trainer(model, arguments, data_collator=collator, train_dataset=rows, callbacks=[clock]).train()
     return clock.seconds
 
@@ -164,13 +179,6 @@ def setting(tiny: bool, steps: int, rounds: int) -> Setting:
     return Setting(tiny, steps, rounds, batch, lines, tokenizer, shape, captions, sentences)
 
 
-def ours(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with the loss that `babylm-vlm train` gives it."""
-    if not bf16_is_fast():
-        use_chunked_loss(model)
-    return model
-
-
 def with_eyes(given: Setting, tower: str) -> BabylmVlmForConditionalGeneration:
     ids = {"bos_token_id": given.tokenizer.bos_token_id, "pad_token_id": given.tokenizer.pad_token_id}
     ids["image_token_id"] = given.tokenizer.convert_tokens_to_ids("<image>")
@@ -178,10 +186,10 @@ def with_eyes(given: Setting, tower: str) -> BabylmVlmForConditionalGeneration:
     return BabylmVlmForConditionalGeneration(config)
 
 
-def best_seconds(given: Setting, *sides: tuple, **keys) -> list[float]:
-    """Of each side (model, rows, collator, batch) the best of some rounds, in which the sides take turns."""
-    keys = {"warmup": 1, "bf16": bf16_is_fast()} | keys
-    rounds = [[seconds(*side, given.steps, **keys) for side in sides] for _ in range(given.rounds)]
+def best_seconds(given: Setting, *sides: dict, **keys) -> list[float]:
+    """Of each side, arguments of `seconds`, the best of some rounds, in which the sides take turns."""
+    keys = {"steps": given.steps, "warmup": 1, "bf16": bf16_is_fast()} | keys
+    rounds = [[seconds(**side, **keys) for side in sides] for _ in range(given.rounds)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
@@ -190,11 +198,8 @@ def compare_padding(given: Setting, captions: CaptionRows) -> dict:
     alone = PackingCollator(given.tokenizer, 1)
     first = [captions[i] for i in range(given.batch)]
     cells = [collator(first)["input_ids"].numel() for collator in (alone, given.packed)]
-    fast, slow = best_seconds(
-        given,
-        (ours(with_eyes(given, "none")), captions, given.packed, given.batch),
-        (with_eyes(given, "none"), captions, alone, given.batch),
-    )
+    packed, padded = ({"model": with_eyes(given, "none"), "rows": captions, "batch": given.batch} for _ in range(2))
+    fast, slow = best_seconds(given, packed | {"collator": given.packed}, padded | {"collator": alone, "ours": False})
     return {
         "packed_words_per_second": given.words(captions) / fast,
         "padded_words_per_second": given.words(captions) / slow,
@@ -208,11 +213,11 @@ def compare_tower(given: Setting) -> dict:
     pixels = 28 if given.tiny else 224
     with tempfile.TemporaryDirectory() as tower:
         Dinov2Model(Dinov2Config(image_size=pixels, **(TINY_TOWER if given.tiny else {}))).save_pretrained(tower)
-        model, pictures = ours(with_eyes(given, tower)), PixelRows(given.captions, pixels)
+        side, pictures = {"model": with_eyes(given, tower), "batch": given.batch}, PixelRows(given.captions, pixels)
         fast, slow = best_seconds(
             given,
-            (model, given.captions, given.packed, given.batch),
-            (model, pictures, PixelCollator(given.tokenizer, BLOCK), given.batch),
+            side | {"rows": given.captions, "collator": given.packed},
+            side | {"rows": pictures, "collator": PixelCollator(given.tokenizer, BLOCK)},
         )
     return {
         "stored_words_per_second": given.words(given.captions) / fast,
@@ -229,7 +234,8 @@ def measure_text(given: Setting) -> dict:
     model, text = LlamaForCausalLM(LlamaConfig(**shape)), TextBlocks(given.lines, given.tokenizer, BLOCK)
     before = matmul_rate(dtype, device, rounds=50)
     compiled = bf16_is_fast() and not given.tiny
-    (taken,) = best_seconds(given, (ours(model), text, given.packed, 32), torch_compile=compiled, warmup=2)
+    side = {"model": model, "rows": text, "collator": given.packed, "batch": 32}
+    (taken,) = best_seconds(given, side, torch_compile=compiled, warmup=2)
     peak = max(before, matmul_rate(dtype, device, rounds=50))
     tokens = given.steps * 32 * BLOCK
     return {

@@ -1,6 +1,6 @@
 """Text training on one GPU: tokens/s, share of the GPU's peak (MFU), memory, and the time of the strict track.
 
-    python benchmarks/training_gpu.py [--steps 30] [--batch 64] [--tiny]
+    python benchmarks/training_gpu.py [--steps 30] [--batch 64] [--json FILE] [--tiny]
 
 Models of 30M and 100M parameters, rows of 512 tokens; bf16 autocast, `torch.compile` and fused AdamW, beside plain
 `Trainer` defaults (fp32, batches of 8) in the same process. MFU counts the model's FLOPs against the peak of the GPU's
@@ -10,6 +10,8 @@ on a CPU with a tiny model; its numbers mean nothing.
 
 import argparse
 import gc
+import json
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -36,7 +38,6 @@ def measure(shape: dict, vocabulary: int, length: int, batch: int, steps: int, k
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape))
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(vocabulary, (batch * 4, length))]
     gc.collect()  # the model before, whose memory would count as this one's
-    torch.compiler.reset()  # and its graphs, beside which this one's sizes would be taken to vary
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     taken, tokens = seconds(model, rows, default_data_collator, batch, steps, 5, **keys), steps * batch * length
@@ -49,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
@@ -59,15 +61,23 @@ def main() -> None:
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
         peak = matmul_rate(torch.bfloat16 if bf16_is_fast() else torch.float32, device)
     ours = OURS | ({"torch_compile": False} if options.tiny else {})
-    title = f"{hardware()}, torch {torch.__version__}, peak {peak / 1e12:.1f} TFLOP/s: {options.steps} updates"
+    rows = []
+    for name, shape in (TINY if options.tiny else SHAPES).items():
+        for side, batch, keys in (("ours", options.batch, ours), ("defaults", 8, {"ours": False})):
+            tokens, flops, memory = measure(shape, vocabulary, length, batch, options.steps, keys)
+            hours = STRICT_WORDS * TOKENS_A_WORD / tokens / 3600
+            numbers = {"tokens_per_second": tokens, "mfu": flops / peak, "memory_gb": memory / 1e9}
+            rows.append({"model": name, "trainer": side, "batch": batch, **numbers, "hours_for_strict": hours})
+    run = {"device": hardware(), "torch": torch.__version__, "peak_tflops": peak / 1e12, "updates": options.steps}
+    if options.json:
+        options.json.write_text(json.dumps(run | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
+    title = "{device}, torch {torch}, peak {peak_tflops:.1f} TFLOP/s: {updates} updates".format(**run)
     table = Table("model", "trainer", title=title)
     for column in ("tokens/s", "MFU", "GPU memory, GB", "hours for 100M words x 10"):
         table.add_column(column, justify="right")
-    for name, shape in (TINY if options.tiny else SHAPES).items():
-        for side, batch, keys in (("ours", options.batch, ours), ("defaults", 8, {})):
-            tokens, flops, memory = measure(shape, vocabulary, length, batch, options.steps, keys)
-            hours = STRICT_WORDS * TOKENS_A_WORD / tokens / 3600
-            table.add_row(name, side, f"{tokens:,.0f}", f"{flops / peak:.1%}", f"{memory / 1e9:.1f}", f"{hours:.2f}")
+    for row in rows:
+        numbers = f"{row['tokens_per_second']:,.0f}", f"{row['mfu']:.1%}", f"{row['memory_gb']:.1f}"
+        table.add_row(row["model"], row["trainer"], *numbers, f"{row['hours_for_strict']:.2f}")
     Console(width=120).print(table)
 
 

@@ -14,7 +14,7 @@ from babylm_vlm.data.packing import IGNORED
 from babylm_vlm.model import BabylmVlmForConditionalGeneration
 from babylm_vlm.training.loss import use_chunked_loss
 from babylm_vlm.training.recipe import make_recipe
-from babylm_vlm.training.train import train
+from babylm_vlm.training.train import make_fast, train
 
 
 def loss_and_gradients(model: torch.nn.Module, **inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -61,6 +61,22 @@ def test_captions_with_their_pictures(tiny_multimodal, multimodal_checkpoint):
     ignored = (ids["attention_mask"] == 0) | (ids["input_ids"] == plain.config.image_token_id)
     labels = ids["input_ids"].masked_fill(ignored, IGNORED)
     assert_same_loss(plain, chunked, **ids, labels=labels, image_features=torch.randn(2, 4, 16))
+
+
+def test_a_compiled_run_has_the_loss_of_plain_transformers(tmp_path, monkeypatch):
+    """On a CPU with another attention, of which the checkpoint says nothing."""
+    (tmp_path / "text.txt").write_text("".join(f"the red {thing} is big\n" for thing in "abcdefghijklmnop"))
+    keys = {**TINY_RUN, "text": str(tmp_path / "text.txt"), "max_steps": 4, "torch_compile_backend": "aot_eager"}
+    models = []
+    monkeypatch.setattr(
+        "babylm_vlm.training.train.make_fast", lambda *given: models.append(given[0]) or make_fast(*given)
+    )
+    compiled = train(make_recipe({**keys, "output_dir": str(tmp_path / "compiled")}, "the test"))
+    assert models[0].config._attn_implementation == "eager"
+    assert "attn" not in (tmp_path / "compiled" / "config.json").read_text()
+    monkeypatch.setattr("babylm_vlm.training.train.make_fast", lambda model, arguments: None)
+    plain = train(make_recipe({**keys, "output_dir": str(tmp_path / "plain")}, "the test"))
+    assert compiled["final_loss"] == pytest.approx(plain["final_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("more", [{"gradient_accumulation_steps": 2}, {"embedding_learning_rate": 0.0}])

@@ -5,6 +5,7 @@ Run: pytest tests/test_training.py
 
 import gzip
 import json
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -288,8 +289,10 @@ def test_every_sample_is_packed_once_and_rows_are_filled(lengths, row_length):
     assert len(rows) == 1 or filled[0] + filled[1] > row_length  # no two rows could have been one
 
 
-def test_a_packed_sample_has_the_loss_it_has_alone_and_sends_no_gradient_to_another(tiny_multimodal):
-    model, processor = tiny_multimodal
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # eager: compiled on a CPU
+def test_a_packed_sample_has_the_loss_it_has_alone_and_sends_no_gradient_to_another(tiny_multimodal, attention):
+    model, processor = deepcopy(tiny_multimodal[0]), tiny_multimodal[1]
+    model.set_attn_implementation(attention)
     tokenizer = processor.tokenizer
     captions = CaptionRows(
         list(enumerate(["a red ball", "the cat", "the dog is big"])), torch.randn(3, 4, 16), tokenizer

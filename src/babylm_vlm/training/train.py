@@ -101,8 +101,7 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, run: Prepared, pl
     """The trainer of a prepared run."""
     if recipe.embedding_learning_rate == 0:
         run.model.get_input_embeddings().requires_grad_(False)  # spares the time of its gradient
-    if not (arguments.bf16 or arguments.fp16 or arguments.torch_compile):
-        use_chunked_loss(run.model)
+    make_fast(run.model, arguments)
     return TwinTrainer(
         model=run.model if recipe.lora is None else add_adapters(run.model, recipe),
         args=arguments,
@@ -113,6 +112,14 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, run: Prepared, pl
         projector_learning_rate=recipe.projector_learning_rate,
         embedding_learning_rate=recipe.embedding_learning_rate,
     )
+
+
+def make_fast(model: PreTrainedModel, arguments: TrainingArguments) -> None:
+    """Let a model compute the same with what is fastest on this device."""
+    if not (arguments.bf16 or arguments.fp16 or arguments.torch_compile):
+        use_chunked_loss(model)
+    if arguments.torch_compile and arguments.device.type == "cpu":
+        model.set_attn_implementation("eager")  # torch.compile fuses it; the CPU's own attention kernel is slower
 
 
 class TwinTrainer(Trainer):
