@@ -2,8 +2,9 @@
 # The study: does merging give grammar back, and what does it cost? One commented command per stage.
 #
 #   DATA=data scripts/reproduce.sh --small       sized for an hour on two CPU cores: one seed, 2.6 million parameters
-#   DATA=data scripts/reproduce.sh               the same with SIZE=full: three seeds, 33 million parameters, 10 million
-#                                                words read by a twin, repetitions included; for a GPU
+#   DATA=data SIZE=medium scripts/reproduce.sh   the same with 10 million parameters and half as much text again
+#   DATA=data scripts/reproduce.sh               SIZE=full: three seeds, 33 million parameters, 10 million words read by
+#                                                a twin, repetitions included; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
 # JOBS (default 1) is how many models of a seed are trained, merged and scored at once; above 1 the seeds run side by
@@ -20,7 +21,7 @@ SIZE=${SIZE:-full}
 case ${1:-} in
     --small) SIZE=small ;;
     "") ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,20s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
 # Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
@@ -35,13 +36,18 @@ case $SIZE in
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
         ancestor_words=1_000_000 text_words=150_000 twin_words=39_000 replay_words=14_000 passes=1
         milestones="[40_000, 80_000, 160_000]" rows=16 ;;
+    medium)
+        seeds="0" steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
+        shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
+        ancestor_words=1_500_000 text_words=250_000 twin_words=39_000 replay_words=14_000 passes=1
+        milestones="[40_000, 80_000, 160_000]" rows=16 ;;
     full)
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit=300 alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=512 intermediate_size=1408 num_hidden_layers=9 num_attention_heads=8
             block_size=256"
         ancestor_words=9_000_000 text_words=600_000 twin_words=117_000 replay_words=45_000 passes=3
         milestones="[60_000, 120_000, 240_000, 480_000]" rows=32 ;;
-    *) echo "SIZE is '$SIZE'; it must be tiny, small or full." >&2 && exit 2 ;;
+    *) echo "SIZE is '$SIZE'; it must be tiny, small, medium or full." >&2 && exit 2 ;;
 esac
 
 JOBS=${JOBS:-1}

@@ -467,7 +467,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--size", default="full", help="tiny, small or full, as the run was")
+    parser.add_argument("--size", default="full", help="tiny, small, medium or full, as the run was")
     options = parser.parse_args()
     study = collect(options.run, options.size)
     (options.run / "study.json").write_text(json.dumps(study, indent=1, allow_nan=False) + "\n", encoding="utf-8")
