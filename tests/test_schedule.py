@@ -101,7 +101,7 @@ def test_budget_and_passes():
     assert schedule_of(20, 30)[1] == 3 * 13  # the trainer's default number of passes
     assert schedule_of(20, 30, num_train_epochs=2, word_budget=590)[2][-1] == 580  # nearly as many are in two passes
     assert schedule_of(20, 30, word_budget=590, max_steps=3)[1] == 3
-    with pytest.raises(ValueError, match=r"word budget is 1,000, but 2 passes over the data have 580 words: add data"):
+    with pytest.raises(ValueError, match=r"word budget is 1,000, but the data have 580 words in 2 passes: add data"):
         schedule_of(20, 30, num_train_epochs=2, word_budget=1000)
     with pytest.raises(ValueError, match="The word budget, 5, is less than one update reads"):
         schedule_of(20, 0, word_budget=5)

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.filesize import decimal
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -97,7 +99,7 @@ def check_free_space(path: Path, size: int) -> None:
     place = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < size:
-        raise OSError(f"{path} needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there.")
+        raise OSError(f"{path} needs {decimal(size)}, but only {decimal(free)} are free there.")
 
 
 def is_disk_full(error: BaseException | None) -> bool:

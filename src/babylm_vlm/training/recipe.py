@@ -110,7 +110,8 @@ def read_recipe(path: Path, overrides: dict | None = None) -> Recipe:
         raise ValueError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(keys, dict):
         raise ValueError(f"The recipe {path} must be a YAML mapping of keys to values.")
-    return make_recipe({**keys, **(overrides or {})}, str(path))
+    where = f"{path} or beside it" if overrides else str(path)
+    return make_recipe({**keys, **(overrides or {})}, where)
 
 
 def make_recipe(keys: dict, where: str) -> Recipe:
@@ -185,7 +186,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     Raises:
         ValueError: a value is of the wrong kind.
     """
-    keys = {"save_strategy": "no", "logging_steps": 10, "remove_unused_columns": False}
+    keys = {"save_strategy": "steps" if "save_steps" in recipe.training else "no"}
+    keys |= {"logging_steps": 10, "remove_unused_columns": False}
     keys["report_to"] = "tensorboard" if is_tensorboard_available() else "none"
     keys["use_cpu"] = not torch.accelerator.is_available()  # bf16 on a CPU wants it said
     keys.update(recipe.training)

@@ -157,8 +157,8 @@ def make_schedule(
         allowed = recipe.training.get("num_train_epochs", math.inf)
         if budget * NEARLY > allowed * words.sum():
             raise ValueError(
-                f"The word budget is {budget:,}, but {allowed:g} passes over the data have "
-                f"{round(allowed * words.sum()):,} words: add data, raise num_train_epochs or lower word_budget."
+                f"The word budget is {budget:,}, but the data have {round(allowed * words.sum()):,} words in "
+                f"{allowed:g} pass{'' if allowed == 1 else 'es'}: add data, raise num_train_epochs or lower word_budget."
             )
         epochs = min(allowed, budget / words.sum())
     mixed = recipe.data_order == "mixed" or 0 in (len(text), len(captions))
