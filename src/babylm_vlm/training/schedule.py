@@ -158,7 +158,7 @@ def make_schedule(
         if budget * NEARLY > allowed * words.sum():
             raise ValueError(
                 f"The word budget is {budget:,}, but the data have {round(allowed * words.sum()):,} words in "
-                f"{allowed:g} pass{'' if allowed == 1 else 'es'}: add data, raise num_train_epochs or lower word_budget."
+                f"{allowed:g} pass{'es' * (allowed != 1)}: add data, raise num_train_epochs or lower word_budget."
             )
         epochs = min(allowed, budget / words.sum())
     mixed = recipe.data_order == "mixed" or 0 in (len(text), len(captions))
