@@ -124,7 +124,7 @@ def train(tower: Dinov2Model, head: nn.Linear, pictures: Tensor, targets: Tensor
                     return updates
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress, group["peak"])
-                pixels = normalised(shifted(pictures[batch], options.shift, generator)).to(tower.device)
+                pixels = normalised(shifted(pictures[batch].to(tower.device), options.shift, generator))
                 with torch.autocast(tower.device.type, torch.bfloat16, enabled=bf16_is_fast()):
                     features = pooled(tower, pixels)
                 logits = head(features.float())
