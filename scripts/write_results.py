@@ -15,18 +15,15 @@ ones likewise. What stands in README.md and docs/training.md between `<!-- NAME:
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 
-from study_report import PUBLISHED, change, devices, draw, merge_at, section, table
+from figures import DOCS, FIGURES, RESULTS, filled, read
+from study_report import PUBLISHED, draw, section, table
 
 from babylm_vlm.demo.report import NAMES, TASKS, percent, points, share
 from babylm_vlm.hub.push import fit_to_be_seen
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
-RESULTS = DOCS / "results"
 TRIED = """\
 What moved the trade-off while the recipe was tuned, on the selection split and mostly with one seed (test pairs were
 drawn anew before the last round; earlier draws had been seen). The numbers of these runs were not kept:
@@ -44,10 +41,6 @@ drawn anew before the last round; earlier draws had been seen). The numbers of t
 - The seeds above ran with the plain loss. The loss in chunks, which fp32 runs have now, is the same up to rounding;
   from there, as in bf16, the same seed comes to another α near the one above.
 """
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def spread(values: list[float]) -> str:
@@ -180,162 +173,6 @@ def page() -> str:
     studies = [line for path in sorted(RESULTS.glob("study-*.json")) for line in section(read(path), read(PUBLISHED))]
     sections = [*studies, *demo_section(runs), *(other_section(other) if other else [])]
     return "\n".join(["# Results", "", header, "", *sections]).rstrip() + "\n"
-
-
-def merging_figures() -> list[str]:
-    """The table of benchmarks/merge.py."""
-    cases = read(RESULTS / "merge_benchmark.json")
-    rows = []
-    for case, result in cases.items():
-        ours, mergekit, copy, hashed = (
-            result["commands"][n] for n in ("babylm-vlm", "mergekit", "copy", "copy, hash")
-        )
-        times = [f"{mergekit['seconds']:.1f} s ({mergekit['seconds'] / ours['seconds']:.1f}x)"]
-        times += [f"{run['seconds']:.1f} s" for run in (hashed, copy)]
-        memory = f"{ours['peak'] / 1e9:.2f} GB, mergekit {mergekit['peak'] / 1e9:.1f} GB"
-        size, dtype = case.split("-") if "-" in case else (case, "fp32")
-        rows.append([f"{size}, {dtype}", f"**{ours['seconds']:.1f} s**", *times, memory])
-    header = ["parameters", "`babylm-vlm merge`", "`mergekit-yaml`", "copy, hash", "copy", "peak memory"]
-    made = next(iter(cases.values()))
-    machine, folder = made["machine"].partition(", load")[0], made["folder"]
-    ours, mergekit = (cases["1.3B-bf16"]["commands"][name]["all"] for name in ("babylm-vlm", "mergekit"))
-    ratios = [theirs / own for own, theirs in zip(ours, mergekit, strict=True)]
-    rounds = min(result["rounds"] for result in cases.values())
-    return [
-        f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least "
-        f"{rounds} rounds, files in {folder}. The copies read both parents and write one; the first also hashes the "
-        "parents, as our model card asks. The machine is shared; from round to round the ratio to mergekit at 1.3B in "
-        f"bf16 went from {min(ratios):.1f} to {max(ratios):.1f}.",
-        "",
-        *table(header, rows),
-    ]
-
-
-def training_figures() -> list[str]:
-    """A sentence on benchmarks/training.py."""
-    found = read(RESULTS / "training_benchmark.json")
-    padding, tower = found["padding"], found["tower"]
-    gpu = read(RESULTS / "training_gpu.json")
-    largest = {row["trainer"]: row for row in gpu["rows"] if row["model"] == "100M"}
-    faster = largest["ours"]["tokens_per_second"] / largest["defaults"]["tokens_per_second"]
-    return [
-        f"On a {padding['device']}, packed captions train {padding['packed_is_faster_by']:.1f} times as fast as "
-        "padded ones, with lengths like the challenge's, and stored features are "
-        f"{tower['stored_is_faster_by']:.0f} times as fast as a DINOv2-base in every step: "
-        f"`python benchmarks/training.py`. On an {gpu['device']}, 100M words ten times would take a model of 100M "
-        f"parameters {largest['ours']['hours_for_strict']:.2f} hours, at {100 * largest['ours']['mfu']:.0f} % of the "
-        f"data sheet's peak and {faster:.1f} times the tokens a second of plain `Trainer` defaults: "
-        "`python benchmarks/training_gpu.py`.",
-    ]
-
-
-def training_table() -> list[str]:
-    """The table of benchmarks/training.py."""
-    found = read(RESULTS / "training_benchmark.json")
-    rows = []
-    for name, (label, goal, fast, slow) in COMPARED.items():
-        run = found[name]
-        speeds = " and ".join(f"{run[f'{side}_words_per_second']:,.0f}" for side in (fast, slow))
-        measured = f"**{run[f'{fast}_is_faster_by']:.1f}x** ({speeds} words/s)"
-        rows.append([label, goal, measured, f"{run['peak_memory_gb']:.1f} GB"])
-    text = found["text"]
-    share_of_rate = text["share_of_matmul_rate"]
-    padded = {name: found[name]["padded_tokens_for_a_packed_one"] for name in ("padding", "even")}
-    missed = ": missed" if share_of_rate < 0.55 else ""
-    compiled = ", compiled" if text["compiled"] else ""
-    rows.append(
-        [
-            f"text, {text['parameters'] / 1e6:.1f} million parameters{compiled}, share of the machine's "
-            f"matrix multiplication ({text['matmul_gflops_per_second']:,.0f} GFLOP/s)",
-            "55 %",
-            f"**{100 * share_of_rate:.0f} %** ({text['words_per_second']:,.0f} words/s){missed}",
-            f"{text['peak_memory_gb']:.1f} GB",
-        ]
-    )
-    return [
-        f"`benchmarks/training.py` on a {text['device']}, torch {text['torch']}, in {text['precision']}; the numbers "
-        "are in [`results/training_benchmark.json`](results/training_benchmark.json). The machine is shared, so the "
-        "best of some rounds counts.",
-        "",
-        *table(["comparison", "goal", "measured", "peak memory"], rows),
-        "",
-        "Memory is that of the whole process with both sides. What packing saves is the padding: "
-        f"{padded['padding']:.1f} tokens for each packed one with captions as long as the challenge's, "
-        f"{padded['even']:.1f} with sentences.",
-    ]
-
-
-COMPARED = {
-    "padding": (
-        "captions as long as the challenge's, packed, beside one a row, padded to the longest of its batch, in plain "
-        "transformers",
-        *("3x", "packed", "padded"),
-    ),
-    "even": ("the same with sentences, whose lengths differ less", "", "packed", "padded"),
-    "tower": ("stored features, beside a tower of DINOv2-base's shape in every step", "10x", "stored", "tower"),
-}
-
-
-def gpu_table() -> list[str]:
-    """The table of benchmarks/training_gpu.py."""
-    found = read(RESULTS / "training_gpu.json")
-    rows = [
-        [
-            row["model"],
-            "plain `Trainer` defaults" if row["trainer"] == "defaults" else "bf16, `torch.compile`, fused AdamW",
-            str(row["batch"]),
-            f"{row['tokens_per_second']:,.0f}",
-            f"{100 * row['mfu']:.0f} %",
-            f"{row['memory_gb']:.1f} GB",
-            f"{row['hours_for_strict']:.2f}",
-        ]
-        for row in found["rows"]
-    ]
-    best = max(row["mfu"] for row in found["rows"])
-    missed = "" if best >= 0.4 else " The goal of 40 % MFU is missed."
-    header = ["parameters", "trainer", "rows in an update", "tokens/s", "MFU", "memory", "hours for 100M words x 10"]
-    return [
-        f"`benchmarks/training_gpu.py` on one {found['device']}, torch {found['torch']}: rows of 512 tokens, "
-        f"{found['updates']} updates after 5 others; MFU is of the data sheet's {found['peak_tflops']:,.0f} TFLOP/s. "
-        f"The hours are projected.{missed}",
-        "",
-        *table(header, rows),
-    ]
-
-
-def study_figures() -> list[str]:
-    """What the study found, in two sentences."""
-    lines = []
-    for path in sorted(RESULTS.glob("study-*.json")):
-        study = read(path)
-        d, language = study["differences"], study["models"]["language"]
-        seeds = f"{len(study['seeds'])} seed{'s' if len(study['seeds']) > 1 else ''}"
-        lines.append(
-            f"[Its answers](docs/results.md#the-study) with {language['parameters'] / 1e6:.1f} million parameters, "
-            f"{seeds}, after {study['minutes']} minutes on {devices(study)}: from the language-only twin to the "
-            f"multimodal one grammar {change(d['pictures']['grammar'])}; for the merge, "
-            f"{merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}; whatever is chosen, "
-            f"{merge_at('0.5', d['half - multimodal'])}."
-        )
-    return "\n\n".join(lines).split("\n")
-
-
-FIGURES = {
-    ROOT / "README.md": {"training": training_figures, "merging": merging_figures, "study": study_figures},
-    DOCS / "training.md": {"speed": training_table, "gpu": gpu_table},
-}
-
-
-def filled(path: Path) -> str:
-    """A page with its figures as docs/results/ has them."""
-    text = path.read_text(encoding="utf-8")
-    for name, figures in FIGURES[path].items():
-        begin, end = f"<!-- {name}: scripts/write_results.py -->", f"<!-- /{name} -->"
-        between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if len(between.findall(text)) != 1:
-            raise SystemExit(f"{path} needs one line {begin} and one {end}.")
-        text = between.sub(lambda _, lines=[begin, *figures(), end]: "\n".join(lines), text)
-    return text
 
 
 def main() -> None:
