@@ -37,7 +37,7 @@ done
 checkpoint=$1
 shift
 versions=("$@")
-[[ $# -gt 0 ]] || versions=(5.0.0 5.8.0)
+[[ $# -gt 0 ]] || versions=(5.0.0 5.8.0 5.17.0)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
