@@ -20,4 +20,4 @@ if ! python -c "import torch; raise SystemExit(not torch.cuda.is_available())"; 
 fi
 recipe=$1
 shift
-exec torchrun --standalone --nproc-per-node "$processes" -m babylm_vlm.cli train "$recipe" "${overrides[@]}" "$@"
+exec torchrun --standalone --nproc-per-node "$processes" -m babylm_vlm.cli train "$recipe" ${overrides[@]+"${overrides[@]}"} "$@"

@@ -1,6 +1,6 @@
 """The study in words and plots: every sentence is made from the numbers of `study.json`.
 
-    python scripts/study_report.py runs/study-small
+    python scripts/study_report.py runs/study-small --size small
 
 RUN is what scripts/reproduce.sh made; study.json, study.md and plots are written into it. scripts/write_results.py
 --study RUN takes them over into docs/. "Clearly" means that the 95 % interval of a difference excludes zero.
@@ -467,7 +467,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--size", default="full", help="tiny, small, medium or full, as the run was")
+    parser.add_argument("--size", required=True, help="tiny, small, medium or full, as the run was")
     options = parser.parse_args()
     study = collect(options.run, options.size)
     (options.run / "study.json").write_text(json.dumps(study, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -172,6 +172,9 @@ def test_another_recipe_or_other_data_are_not_resumed(text, tmp_path, monkeypatc
         run(tmp_path / "run", own)
     with pytest.raises(ValueError, match=r"has 0\.01 for 'learning_rate', and the recipe 0\.1: a run is resumed with"):
         run(tmp_path / "run", own, resume=True, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"has 3 for 'num_train_epochs', and the recipe None: a run is resumed with"):
+        shorter = {key: value for key, value in KEYS.items() if key != "num_train_epochs"}
+        train(make_recipe({**shorter, "text": str(own), "output_dir": str(tmp_path / "run")}, "the test"), resume=True)
     own.write_text(text.read_text().replace("red", "bed"))
     with pytest.raises(ValueError, match="The data have changed since"):
         run(tmp_path / "run", own, resume=True)

@@ -13,7 +13,9 @@ from accelerate.data_loader import SeedableRandomSampler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator
+from transformers import AutoTokenizer
 
+from babylm_vlm.data.packing import PackingCollator
 from babylm_vlm.data.text import TextBlocks, count_words, read_sentences, tokenize_and_count
 from babylm_vlm.training.recipe import make_recipe, training_arguments
 from babylm_vlm.training.schedule import BABYLM, Schedule, checkpoint_name, checkpoint_steps, make_schedule
@@ -86,6 +88,41 @@ def test_what_was_read_is_the_sum_over_the_batches_so_far(counts, batch, batches
 def test_for_several_processes_the_last_incomplete_batch_is_left_out():
     assert len(Schedule([10], [0], 1, 0, batch_rows=4, even=True)) == 8
     assert len(Schedule([10], [0], 1, 0, batch_rows=4)) == 10
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_every_pass_reads_its_own_order_and_the_words_that_were_counted_beforehand(tmp_path, monkeypatch, batches):
+    read = []
+
+    class Recorder(PackingCollator):
+        def __call__(self, given):
+            read.append([tuple(sample["input_ids"].tolist()) for sample in given])
+            return super().__call__(given)
+
+    monkeypatch.setattr("babylm_vlm.training.train.PackingCollator", Recorder)
+    lines = [f"the {'very ' * (number % 4)}old number {number} is here" for number in range(60)]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    keys = {"text": str(tmp_path / "text.txt"), "num_train_epochs": 3, "logging_steps": 1}
+    keys |= {"gradient_accumulation_steps": batches, "output_dir": str(tmp_path / "run")}
+    state = train(make_recipe(SMALL | keys, "the test"))
+
+    blocks = TextBlocks(lines, AutoTokenizer.from_pretrained(tmp_path / "run"), SMALL["block_size"])
+    number = {tuple(row.tolist()): index for index, row in enumerate(blocks.blocks)}
+    assert len(number) == len(blocks) and state["epochs"] == 3
+    rows = [[number[row] for row in batch] for batch in read]
+    passes = np.split(np.concatenate(rows), 3)
+    assert all(sorted(one) == list(range(len(blocks))) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    words = np.cumsum([blocks.words[batch].sum() for batch in rows])
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry["words_seen"] for entry in log if "loss" in entry]
+    a_pass = len(rows) // 3  # its last update may have fewer batches
+    ends = [
+        first + min(last, a_pass)
+        for first in range(0, len(rows), a_pass)
+        for last in range(batches, a_pass + batches, batches)
+    ]
+    assert logged == words[np.array(ends) - 1].tolist()
 
 
 # --- budget ----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ Processor = ProcessorMixin | PreTrainedTokenizerBase
 
 
 class Checkpoints(TrainerCallback):
-    """Leaves checkpoints and resume points, and stops the run at a loss of NaN or at SIGTERM.
+    """Starts every pass of the schedule, leaves checkpoints and resume points, and stops the run at SIGTERM.
 
     Args:
         trainer: the one this is added to; its `train_dataset` order is a `Schedule`.
@@ -64,6 +64,10 @@ class Checkpoints(TrainerCallback):
         self.push_to, self.failed = push_to, False
         self.trainer, self.processor, self.due, self.describe = trainer, processor, due, describe
         self.output = Path(trainer.args.output_dir)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Let the rows come in the order of the pass that begins, or is taken up again."""
+        self.trainer.plan.schedule.start(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
@@ -204,9 +208,10 @@ def earlier_state(output: Path) -> dict | None:
 
 def check_same_run(earlier: dict, recipe: dict, data: str, output: Path) -> None:
     """Raise ValueError unless a recipe and its data are those of the run that is to be resumed."""
-    for key, value in recipe.items():
-        before = earlier["recipe"].get(key)
-        if key != "output_dir" and before != json.loads(json.dumps(value)):
+    recipe = json.loads(json.dumps(recipe))
+    for key in sorted(recipe.keys() | earlier["recipe"].keys()):
+        before, value = earlier["recipe"].get(key), recipe.get(key)
+        if key != "output_dir" and before != value:
             raise ValueError(
                 f"The run in {output} has {before!r} for '{key}', and the recipe {value!r}: a run is resumed with the "
                 "recipe it began with. Change it back, or start anew with --overwrite."

@@ -197,6 +197,11 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         arguments = TrainingArguments(output_dir=str(output_dir), **keys)
     except (TypeError, ValueError) as error:
         raise ValueError(f"A training key of the recipe has a wrong value: {error}") from error
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"{arguments.n_gpu} GPUs are visible, but only one process trains: use scripts/launch_one_node.sh, or set "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
     if missing := set(arguments.report_to) - set(get_available_reporting_integrations()):
         raise ValueError(f"'report_to' names {', '.join(sorted(missing))}, which is not installed here: install it.")
     return arguments
@@ -205,7 +210,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
 def bf16_is_fast() -> bool:
     """Whether this machine multiplies bf16 matrices in hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 

@@ -47,7 +47,7 @@ class Record:
             "data_sha256": run.data_sha256,
             "parameters": run.model.num_parameters(),
             "seed": arguments.seed,
-            "precision": "bf16 autocast" if arguments.bf16 else "fp32",
+            "precision": "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else "fp32",
             "hardware": hardware(),
             "versions": {package: version(package) for package in ("babylm-vlm", "torch", "transformers")},
             "recipe": recipe.keys(),

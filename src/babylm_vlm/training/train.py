@@ -102,13 +102,14 @@ def make_trainer(recipe: Recipe, arguments: TrainingArguments, run: Prepared, pl
     if recipe.embedding_learning_rate == 0:
         run.model.get_input_embeddings().requires_grad_(False)  # spares the time of its gradient
     make_fast(run.model, arguments)
+    flops = flops_per_token(run.model, recipe.block_size)  # adapters, added below, do not count
     return TwinTrainer(
         model=run.model if recipe.lora is None else add_adapters(run.model, recipe),
         args=arguments,
         train_dataset=ConcatDataset([rows for rows in (run.text, run.captions) if rows is not None]),
         data_collator=PackingCollator(tokenizer_of(run.processor), recipe.block_size),
         plan=plan,
-        flops_per_token=flops_per_token(run.model, recipe.block_size),
+        flops_per_token=flops,
         projector_learning_rate=recipe.projector_learning_rate,
         embedding_learning_rate=recipe.embedding_learning_rate,
     )
@@ -140,7 +141,9 @@ class TwinTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.plan, self.flops_per_token = plan, flops_per_token
-        self.matmul_rate = matmul_rate(torch.bfloat16 if self.args.bf16 else torch.float32, self.args.device)
+        self.matmul_rate = matmul_rate(
+            torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32, self.args.device
+        )
         self.clock: tuple[int, float] | None = None  # update and time of the log before
         self.peaks = {"multi_modal_projector": projector_learning_rate, "embed_tokens": embedding_learning_rate}
 
