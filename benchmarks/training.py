@@ -5,9 +5,9 @@
 Both sides of every comparison run in one process, with HF `Trainer`, on the same samples, in bf16 where the machine
 multiplies it in hardware and else in fp32:
 
-- padding: captions packed to rows, with our loss in chunks, beside one caption a row, padded to the longest of its
-  batch, in plain transformers, at equal captions in an update. No caption set is at hand everywhere, so words of the
-  demo's text stand for captions; their lengths are like those of the challenge's, whose trainer pads so too;
+- padding: captions packed to rows (in fp32 with our loss in chunks), beside one caption a row, padded to the longest
+  of its batch, in plain transformers, at equal captions in an update. No caption set is at hand everywhere, so words
+  of the demo's text stand for captions; their lengths are like those of the challenge's, whose trainer pads so too;
 - even: the same with the demo's sentences, whose lengths differ less;
 - tower: packed captions with stored features, beside a vision tower of DINOv2-base's shape that runs in every step;
 - text: FLOPs of a larger model (6 for each parameter and token, and attention) a second, beside this machine's
@@ -21,6 +21,8 @@ import copy
 import json
 import random
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -257,7 +259,7 @@ COMPARISONS = {
 
 
 def main() -> None:
-    """Print a table; with `--json` add the numbers to a file."""
+    """Print a table of every comparison; with `--json` add the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=3, help="updates in a round")
     parser.add_argument("--rounds", type=int, default=3, help="of which the best counts, on both sides")
@@ -265,20 +267,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file whose entry of each comparison is replaced")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    if options.only is None:  # a process for each, whose peak memory is its own
+        for name in COMPARISONS:
+            subprocess.run([sys.executable, *sys.argv, "--only", name], check=True)
+        return
     given = setting(options.tiny, options.steps, options.rounds)
     precision = "bf16" if bf16_is_fast() else "fp32"
     found = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
     table = Table("comparison", "number", title=f"{hardware()}, torch {torch.__version__}, {precision}")
     table.add_column("value", justify="right")
-    for name in [options.only] if options.only else COMPARISONS:
-        numbers = COMPARISONS[name](given)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # of the process so far
-        numbers |= {"updates": options.steps, "rounds": options.rounds, "peak_memory_gb": peak}
-        found[name] = numbers | {"device": hardware(), "torch": torch.__version__, "precision": precision}
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        for key, value in numbers.items():
-            table.add_row(name, key.replace("_", " "), f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
+    numbers = COMPARISONS[options.only](given)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+    numbers |= {"updates": options.steps, "rounds": options.rounds, "peak_memory_gb": peak}
+    found[options.only] = numbers | {"device": hardware(), "torch": torch.__version__, "precision": precision}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for key, value in numbers.items():
+        table.add_row(options.only, key.replace("_", " "), f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
     Console(width=110).print(table)
 
 

@@ -149,22 +149,25 @@ def recovered(study: dict) -> str:
 
 
 def order(study: dict) -> list[str]:
-    d, chosen = study["differences"], study["chosen"]
-    return [
-        f"- Before merging, {words} {compared(d[f'{name} - text_captions'])} than captions after text. In its own "
-        f"merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}; the result "
-        f"{compared(d[f'merged {name} - merged'])} than the merge of captions after text."
-        for name, words in (("captions_text", "text after captions"), ("mixed", "mixing both"))
-    ]
+    d, chosen, lines = study["differences"], study["chosen"], []
+    for name, words in (("captions_text", "text after captions"), ("mixed", "mixing both")):
+        line = f"- Before merging, {words} {compared(d[f'{name} - text_captions'])} than captions after text. In its "
+        line += f"own merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}"
+        if not chosen[name] == chosen["text_captions"] == "1":
+            line += f"; the result {compared(d[f'merged {name} - merged'])} than the merge of captions after text"
+        lines.append(f"{line}.")
+    return lines
 
 
 def ancestry(study: dict) -> str:
-    alpha = study["chosen"]["independent_seed"]
+    alpha, models = study["chosen"]["independent_seed"], study["models"]
+    words = models["ancestor"]["words_seen"] + models["language"]["words_seen"]
     verdict = "no α below 1 is chosen" if alpha == "1" else f"α = {alpha} is chosen"
     return (
         "At α = 0.5 the merge of twins with a common ancestor "
         f"{compared(study['differences']['ancestry'])} than that of the same multimodal model with a language-only "
-        f"one that had its own random start, on whose dial {verdict}."
+        f"one that had its own random start, on whose dial {verdict}. (That one read "
+        f"{models['independent']['words_seen']:,} words of text, the twin with the ancestor's {words:,}.)"
     )
 
 
@@ -179,14 +182,17 @@ def one_alpha(study: dict) -> str:
 
 
 def rivals(study: dict) -> list[str]:
-    names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble of both, at twice the cost,"}
+    names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble of both, at twice the cost"}
     names |= {"merged lora": "the LoRA dial", "slerp": "slerp", "ties": "TIES", "task_arithmetic": "task arithmetic"}
     lines = []
     for name, words in names.items():
         chosen = study["chosen"][name.removeprefix("merged ")]
-        where = {"mixed": "", "multimodal": " (no weight chosen: the multimodal twin)"}
-        setting = where.get(name, where.get(chosen, f" (at {chosen})"))
-        lines.append(f"- Against {words}{setting} the merge {compared(study['differences'][f'merged - {name}'])}.")
+        itself = name not in ("mixed", "merged lora") and chosen in ("1", "multimodal")
+        if itself and study["chosen"]["text_captions"] == "1":
+            lines.append(f"- Against {words}: nothing is chosen over the multimodal twin itself on either side.")
+            continue
+        setting = "" if name == "mixed" else " (that is, the multimodal twin)" if itself else f" (at {chosen})"
+        lines.append(f"- Against {words}{setting}, the merge {compared(study['differences'][f'merged - {name}'])}.")
     return lines
 
 
@@ -229,7 +235,8 @@ def extras(study: dict) -> list[str]:
     }
     columns |= {"wug_adj_nominalization": "WUG adjectives, ρ", "reading_eye_tracking": "eye tracking, ΔR² %"}
     columns |= {"reading_self_paced": "self-paced, ΔR² %", "captions": "caption or another's"}
-    columns |= {"captions_perplexity": "perplexity of captions", "text_perplexity": "perplexity of text"}
+    columns |= {"captions_perplexity": "perplexity per word, captions"}
+    columns |= {"text_perplexity": "perplexity per word, text"}
     there = [key for key in columns if all(key in rows for rows in study["extra"].values())]
     lines = []
     units = {"accuracy": (100, 1), "spearman": (1, 2), "r2_gain": (1, 2), "perplexity": (1, 1)}
@@ -266,16 +273,17 @@ def beside(study: dict, published: dict) -> list[str]:
     counts = {"BLiMP": study["table"]["language"]["blimp"]["items"]}
     counts |= {words: study["extra"]["language"][key]["items"] for key, words in THINNED.items()}
     thinned = ", ".join(f"{count:,} items of {name}" for name, count in counts.items())
-    words = study["models"]["ancestor"]["words_seen"] + study["models"]["language"]["words_seen"]
+    models = study["models"]
+    ancestor, language, captions = (models[n]["words_seen"] for n in ("ancestor", "language", "text_captions"))
     return [
         *table([f"{paper['name']}, {paper['source']}", "here"], claims),
         "",
         *table(["", *baselines["columns"]], rows),
         "",
-        f"What differs: the language-only twin here has {study['models']['language']['parameters'] / 1e6:.1f} million "
-        f"parameters and read {words:,} words, repetitions included, the multimodal one "
-        f"{study['models']['text_captions']['words_seen']:,} words of captions besides, nearly all of one kind of "
-        "drawing, through a small tower that was trained on these pictures; the paper and the baselines have ten to a "
+        f"What differs: the twins here have {models['language']['parameters'] / 1e6:.1f} million parameters. Their "
+        f"ancestor read {ancestor:,} words of text, repetitions included; after it the language-only one read "
+        f"{language:,} more, the multimodal one {captions:,} words of captions, nearly all of one kind of drawing, "
+        "through a small tower that was trained on these pictures; the paper and the baselines have ten to a "
         "hundred million words and DINOv2. DevBench here is its words only. The scores here are of "
         f"{thinned}. Baselines: {baselines['source']}.",
         "",

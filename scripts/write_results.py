@@ -170,7 +170,9 @@ def page() -> str:
     runs = sorted((read(path) for path in RESULTS.glob("demo-seed*.json")), key=lambda run: run["seed"])
     header = "Written by `scripts/write_results.py` from `docs/results/`."
     other = {name: read(path) for name in NAMES if (path := RESULTS / f"other-{name}.json").is_file()}
-    studies = [line for path in sorted(RESULTS.glob("study-*.json")) for line in section(read(path), read(PUBLISHED))]
+    studies = []
+    for study in map(read, sorted(RESULTS.glob("study-*.json"))):
+        studies += section(study, read(PUBLISHED), f"## The study, {study['size']}")
     sections = [*studies, *demo_section(runs), *(other_section(other) if other else [])]
     return "\n".join(["# Results", "", header, "", *sections]).rstrip() + "\n"
 
