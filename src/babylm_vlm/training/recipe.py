@@ -31,7 +31,8 @@ class Recipe:
             shape, without an ancestor.
         text: files of a sentence a line (`.gz`: compressed), `.parquet` files or `datasets` ids.
         text_column: of a `.parquet` file or a `datasets` text set.
-        text_words: use only the first sentences of each text, up to this many words; None: all.
+        text_words: train on only the first sentences of each text, up to this many words; None: all. A tokenizer that
+            is made for the run sees all of them.
         block_size: tokens in a row: text is cut into rows of it, captions are packed to rows of it.
         captions: folder in `imagefolder` layout with `metadata.jsonl`, folder in the challenge's layout
             (`NAME_captions.json` with `NAME_dino_v2_states.npy`; only its width shows that it is of `vision_tower`),
