@@ -145,12 +145,23 @@ def test_sentences_say_what_the_numbers_say(report):
     assert "the merge of twins with a common ancestor is better (grammar +35.0" in text
     assert "on whose dial no α below 1 is chosen" in text
     assert "One global α is not clearly better or worse (grammar +0.0" in text
-    assert "Against slerp (at 0.5) the merge is not clearly better or worse" in text
-    assert "Against TIES (no weight chosen: the multimodal twin) the merge has more grammar and less grounding" in text
-    assert "Against replay (the mixed twin, unmerged) the merge is worse (grammar +0.0" in text
+    assert "Against slerp (at 0.5), the merge is not clearly better or worse" in text
+    assert "Against TIES (that is, the multimodal twin), the merge has more grammar and less grounding" in text
+    assert "Against replay (the mixed twin, unmerged), the merge is worse (grammar +0.0" in text
     assert "In its own merge, no α below 1 is chosen" in text  # captions_text: the merge wins nothing
     assert "Of 2 checkpoints, merging clearly gains grammar at 1: after 2,000 words of captions (α = 0.5" in text
     assert "subject verb agreement (-20.0" in text and "quantifiers" not in text
+
+
+def test_a_choice_of_the_multimodal_twin_on_both_sides_is_no_comparison(report):
+    import study_report
+
+    study = json.loads(json.dumps(report[0]))
+    study["chosen"] |= {"text_captions": "1", "ensemble": "1", "captions_text": "1"}
+    rivals = "\n".join(study_report.rivals(study))
+    assert "Against the ensemble of both, at twice the cost: nothing is chosen over the multimodal twin" in rivals
+    assert "Against TIES: nothing is chosen" in rivals and "Against slerp (at 0.5), the merge" in rivals
+    assert "no α below 1 is chosen: none has more grammar and keeps the grounding." in study_report.order(study)[0]
 
 
 def test_every_plot_of_the_report_is_there(report, run):
