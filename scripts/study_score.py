@@ -52,7 +52,11 @@ def missing(run: Path, name: str) -> list[str]:
 
 def folders(run: Path, ours: Callable[[str], bool]) -> Iterator[Scored]:
     """Models that are folders, those without eyes first: what is prepared for them is another's no use."""
-    for name in (*LANGUAGE, *sorted(f"merged/{plan.stem}" for plan in run.glob("plans/*.yaml"))):
+    plans = sorted(plan.stem for plan in run.glob("plans/*.yaml"))
+    for name in (
+        *LANGUAGE,
+        *(f"merged/{plan}" for plan in plans if plan != "ancestor-with-eyes"),
+    ):  # a step on the way
         if ours(name):
             yield name, *load_model(run / name)
 

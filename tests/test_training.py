@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaForCausalLM, TrainingArguments
 
 import babylm_vlm
 from babylm_vlm.data.captions import CaptionRows, read_captions
@@ -146,6 +146,14 @@ COMPLETE = {"model": "language", "output_dir": "out", "text": ["a.txt"]}
 def test_contradictions_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         make_recipe({**COMPLETE, **change}, "the test")
+
+
+def test_several_gpus_need_a_launcher(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(
+        ValueError, match=r"2 GPUs are visible, but only one process trains: use scripts/launch_one_node"
+    ):
+        training_arguments(make_recipe(COMPLETE, "the test"), tmp_path)
 
 
 @pytest.mark.parametrize("key", ["model", "output_dir"])
