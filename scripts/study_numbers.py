@@ -261,7 +261,7 @@ def extra_of(study: Study, name: str) -> dict[str, dict]:
                 row["value"] = float(np.mean([other["value"] for other in alone]))
                 row["interval"] = np.mean([other["interval"] for other in alone], axis=0).tolist()
             rows[key] = {k: row[k] for k in ("metric", "value", "interval", "chance")}
-            rows[key]["items"] = row["items"] // (len(study.seeds) if row["metric"] == "accuracy" else 1)
+            rows[key]["items"] = row["items"] // len(study.seeds)
     return rows | {f"{task}_perplexity": perplexity(study, name, task) for task in ("captions", "text")}
 
 

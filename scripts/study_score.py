@@ -103,6 +103,7 @@ def main() -> None:
                     place, rules = run / "scores" / name / part, fixed | {"benchmarks": read[part]}
                     results = evaluate_model(model, processor, tasks[part], place, name=name, **rules)
                     if results["failed"]:
+                        (place / "results.json").unlink()  # so that the same command scores it again
                         raise SystemExit(f"{name}: {results['failed']}")
                 bar.update()
 

@@ -126,6 +126,7 @@ def test_differences_are_those_that_were_made_up(report):
     assert pictures["grammar"]["items"] == 2 * ITEMS  # those of one seed
     assert pictures["grammar"]["interval"][1] < 0 < study["differences"]["ancestry"]["grammar"]["interval"][0]
     language = study["extra"]["language"]
+    assert language["wug_adj_nominalization"]["items"] == 4  # those of one seed
     assert language["captions_perplexity"]["value"] == pytest.approx(np.e)  # four nats for four words
     assert language["text_perplexity"]["value"] == pytest.approx(np.e**3)
 

@@ -39,7 +39,11 @@ def compare_results(a: Path, b: Path) -> dict:
         if any(task in result["failed"] for result in results):
             notes.append(f"{task} failed in one of the two.")
             continue
-        (measured, outcomes_a), (_, outcomes_b) = (read_items(items_file(file.parent, task)) for file in files)
+        (measured, outcomes_a), (other, outcomes_b) = (read_items(items_file(file.parent, task)) for file in files)
+        digests = {one.get("pictures_sha256") for one in (measured, other)} - {None}
+        if len(digests) > 1:
+            notes.append(f"{task} was measured with different pictures.")
+            continue
         found = COMPARE[measured["task"]](task, outcomes_a, outcomes_b, sampling)
         for key, difference in found.items():
             value_a, value_b = (result["tasks"][key] for result in results)

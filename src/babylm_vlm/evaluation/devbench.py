@@ -8,7 +8,8 @@ A folder holds `manifest.csv`, a row an item, with `text1` and picture files rel
   β in [0.025, 40] that makes it least, as DevBench fits it.
 - `sem-things`: one picture `image1` of each of n concepts. `spose_similarity.mat` has the similarities `spose_sim`
   (n, n) that people see (Hebart et al. 2020). The score is Spearman's ρ, over all pairs of concepts, between these
-  and the cosine similarities of the model's last hidden states, averaged over the positions of the picture.
+  and the cosine similarities of the model's last hidden states, averaged over all positions of a prompt that is the
+  picture alone.
 
 What people did is in the folder itself or, as in the official layout, in `../../evals/FOLDER`.
 

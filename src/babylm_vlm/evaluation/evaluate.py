@@ -31,12 +31,13 @@ from ..files import named_source, sha256
 from ..model import BabylmVlmConfig
 from .choices import Item, Picture, picture_features, takes_pictures
 from .minimal_pairs import MinimalPair
-from .output import check_results_folder, items_file, read_items, write_items, write_results
+from .output import RESULTS_FILE, check_results_folder, items_file, read_items, write_items, write_results
 from .predictions import predictions_tree, write_collated, write_tree
 from .tasks import Outcome, Sampling, Task, task_of
 
 SCHEMA_VERSION = 2
 PACKAGES = ("babylm-vlm", "torch", "transformers")
+SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".py")  # of the files that a checkpoint's scores depend on
 
 
 def load_model(
@@ -57,6 +58,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or it holds no config.json or no safetensors weights.
+        ValueError: its weights are not those that config.json speaks of, or not all.
     """
     name = str(path_or_id)
     if Path(name).exists():
@@ -68,7 +70,14 @@ def load_model(
         if trust_remote_code:
             _announce_code(name, commit, json.loads(file.read_text(encoding="utf-8")))
         config = AutoConfig.from_pretrained(name, **options)
-    model = kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **options)
+    try:
+        model, found = kind.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except RuntimeError as error:  # tensors of other shapes than config.json says
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    if kind is AutoModelForCausalLM and found["missing_keys"]:
+        raise ValueError(f"{name} lacks weights, such as {min(found['missing_keys'])}: its scores would be random.")
     processor_class = AutoProcessor if config.model_type == BabylmVlmConfig.model_type else AutoTokenizer
     processor = processor_class.from_pretrained(name, **options)
     model.config._commit_hash = commit  # some releases of transformers do not say it
@@ -136,9 +145,9 @@ def _inputs_hash(
         return None
     parts = [official, model.config.model_type, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
     if takes_pictures(model):
-        tower = model.model.local_tower()
+        tower = model.model.local_tower() or model.model.downloaded_tower()
         parts += [value for name, value in sorted(model.config.to_dict().items()) if name.startswith("vision_")]
-        parts.append(tower and checkpoint_source(tower, None))
+        parts += [tower and checkpoint_source(tower, None), processor.image_processor.to_dict()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -211,6 +220,7 @@ def evaluate_model(
     results |= {"failed": dict(benchmarks.failed), "data_sha256": benchmarks.data_sha256}
     source = checkpoint_source(Path(name), results["model"]["commit"])
     options = {"batch_tokens": batch_tokens, "progress": progress, "official": sampling.official}
+    Path(output_dir, RESULTS_FILE).unlink(missing_ok=True)  # the items that it sums up are replaced one by one
     for task, items in benchmarks.items.items():
         kind = task_of(tasks[task])
         pictures = list(dict.fromkeys(image for item in items for image in item.images))
@@ -302,7 +312,7 @@ def checkpoint_source(folder: Path, commit: str | None) -> str | None:
     """One hash of all that a checkpoint folder's outputs depend on; of a model that is no folder here, its commit."""
     if not folder.is_dir():
         return commit
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
     return _digest([(file.name, sha256(file)) for file in files])
 
 
