@@ -139,6 +139,21 @@ def test_a_killed_run_that_is_resumed_ends_with_the_same_weights(whole, text, tm
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole[0].iterdir()}
 
 
+def test_a_run_that_ends_inside_a_pass_and_is_killed_at_its_end_is_finished(text, tmp_path, monkeypatch):
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(trainer_module, "finish", die)
+        try:
+            run(tmp_path / "run", text, max_steps=5)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    state = run(tmp_path / "run", text, resume=True, max_steps=5)
+    whole = run(tmp_path / "whole", text, max_steps=5)
+    assert state["steps"] == 5 and state["epochs"] % 1 > 0 and state["words_seen"] == whole["words_seen"]
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 def test_sigterm_stops_after_the_update_and_the_run_goes_on_later(whole, text, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TwinTrainer, "training_step", at_step(4, lambda _: signal.raise_signal(signal.SIGTERM)))
@@ -175,6 +190,12 @@ def test_another_recipe_or_other_data_are_not_resumed(text, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"has 3 for 'num_train_epochs', and the recipe None: a run is resumed with"):
         shorter = {key: value for key, value in KEYS.items() if key != "num_train_epochs"}
         train(make_recipe({**shorter, "text": str(own), "output_dir": str(tmp_path / "run")}, "the test"), resume=True)
+    state = tmp_path / "run" / "training_state.json"
+    begun = state.read_text()
+    state.write_text(begun.replace('"tokens_seen": ', '"tokens_seen": 9'))  # as with more processes
+    with pytest.raises(ValueError, match=r"resume it with as many processes as it began with"):
+        run(tmp_path / "run", own, resume=True)
+    state.write_text(begun)
     own.write_text(text.read_text().replace("red", "bed"))
     with pytest.raises(ValueError, match="The data have changed since"):
         run(tmp_path / "run", own, resume=True)

@@ -148,6 +148,12 @@ def test_contradictions_are_named(change, message):
         make_recipe({**COMPLETE, **change}, "the test")
 
 
+@pytest.mark.parametrize("key", ["dataloader_drop_last", "auto_find_batch_size", "label_smoothing_factor"])
+def test_keys_that_would_change_what_is_read_are_refused(tmp_path, key):
+    with pytest.raises(ValueError, match=f"'{key}' is not for these runs"):
+        training_arguments(make_recipe({**COMPLETE, key: 1}, "the test"), tmp_path)
+
+
 def test_several_gpus_need_a_launcher(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     with pytest.raises(

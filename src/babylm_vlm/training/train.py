@@ -73,6 +73,11 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to
     if earlier:
         check_same_run(earlier, recipe.keys(), run.data_sha256, output)
     plan = plan_run(recipe, arguments, run.text, run.captions)
+    if earlier and plan.tokens[: earlier["steps"] + 1][-1] != earlier["tokens_seen"]:
+        raise ValueError(
+            f"The run in {output} had read {earlier['tokens_seen']:,} tokens in {earlier['steps']} updates, which "
+            "this one would not: resume it with as many processes as it began with."
+        )
     arguments.max_steps = plan.steps
     if arguments.should_save:
         if recipe.word_budget or plan.due:
@@ -80,8 +85,8 @@ def train(recipe: Recipe, overwrite: bool = False, resume: bool = False, push_to
         step, resumable = (earlier["steps"] if earlier else 0), arguments.save_strategy != "no"
         check_space(output, run.model, plan.due, step, resumable)
     record = Record(recipe, arguments, run, plan, started, earlier)
+    trainer = make_trainer(recipe, arguments, run, plan)
     with run_folder(output, earlier or record.after(TrainerState()), arguments.should_save):
-        trainer = make_trainer(recipe, arguments, run, plan)
         trainer.add_callback(Checkpoints(trainer, run.processor, plan.due, record.after, push_to))
         with sigterm_stops(trainer):
             trainer.train(resume_from_checkpoint=None if point is None else str(point))
@@ -149,6 +154,11 @@ class TwinTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Schedule:
         return self.plan.schedule
+
+    def _run_epoch(self, **kwargs) -> None:
+        """As `Trainer._run_epoch`, but no update more in a run that is resumed at its end, inside a pass."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """As `Trainer.training_step`; a loss that is NaN or infinite ends the run before the update."""
