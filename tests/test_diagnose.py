@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from babylm_vlm.evaluation import read_pairs
 from babylm_vlm.files import sha256
-from babylm_vlm.merging.diagnose import barrier, diagnose, held_out_sentences
+from babylm_vlm.merging.diagnose import HELD_OUT, barrier, diagnose, held_out_sentences
 from babylm_vlm.merging.interpolation import read_tensors
 
 NOUNS, VERBS = ("cat", "dog", "girl", "boy", "ball", "tree"), ("sees", "sat next to", "is under", "did see")
@@ -123,6 +124,9 @@ def test_an_ancestor_whose_weights_have_changed_is_not_believed(trained, tmp_pat
 def test_the_package_has_held_out_sentences():
     sentences = held_out_sentences()
     assert len(sentences) >= 100 and len(set(sentences)) == len(sentences) and all(map(str.strip, sentences))
+    assert {pair.uid for pair in read_pairs(HELD_OUT) if pair.good in sentences} == {
+        pair.uid for pair in read_pairs(HELD_OUT)
+    }
 
 
 def test_barrier_is_the_excess_over_the_line_between_the_ends():

@@ -101,6 +101,27 @@ def test_an_output_lost_between_two_renames_is_put_back(tmp_path, plan_file):
     assert sorted(path.name for path in output.parent.iterdir()) == sorted(["merged", alive.name])
 
 
+def test_what_a_dead_process_of_the_same_id_left_is_removed_and_other_outputs_are_let_alone(tmp_path, plan_file):
+    plan, output = read_plan(plan_file), tmp_path / "out" / "merged"
+    output.parent.mkdir()
+    output.with_name(f".merged.{os.getpid()}.incomplete").mkdir()  # in a container, process 1 before and after
+    pid = run_in_child(lambda: None)
+    os.waitpid(pid, 0)
+    other = output.with_name(f".merged.0.5.{pid}.old")  # of the output merged.0.5
+    other.mkdir()
+    merge(plan, output)
+    assert sorted(path.name for path in output.parent.iterdir()) == sorted(["merged", other.name])
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path, plan_file):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "merged").symlink_to(tmp_path / "disk" / "merged")
+    merge(read_plan(plan_file), tmp_path / "disk" / "merged")
+    merge(read_plan(plan_file), tmp_path / "merged", overwrite=True)
+    assert (tmp_path / "merged").is_symlink() and (tmp_path / "disk" / "merged" / "config.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["merged"]
+
+
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 

@@ -180,6 +180,14 @@ def test_an_adapter_is_folded_in_first(tmp_path, llamas):
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(merged[name], 0.4 * load(first)[name] + 0.6 * load(second)[name])
 
+    # a base with an adapter gives its tokenizer all the same, and another numbering of tokens is noticed
+    ours(plan | {"base_model": models[1]}, tmp_path / "base")
+    assert (tmp_path / "base" / "tokenizer.json").read_bytes() == Path(second, "tokenizer.json").read_bytes()
+    other = save_llama(tmp_path / "other", 0, "float32", words="second")
+    plan["models"][0]["model"] = plan["base_model"] = other
+    with pytest.raises(ValueError, match="number their tokens differently"):
+        ours(plan, tmp_path / "strangers")
+
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors"):
         read_plan(tmp_path / "ours.yaml")

@@ -159,6 +159,8 @@ WRONG = [
     (RIGHT.replace("plan.yaml", "three.yaml"), "exactly two models"),
     (RIGHT.replace("plan.yaml", "same.yaml"), "are both language-only; a sweep needs one of each kind"),
     (RIGHT.replace("plan.yaml", "layers.yaml"), "decoder tensors of ./multimodal different weights"),
+    (RIGHT.replace("plan.yaml", "gradient.yaml"), "decoder tensors of ./multimodal different weights"),
+    (RIGHT.replace("--output-dir out", "--output-dir multimodal/sweep"), "overlaps with the input"),
     (RIGHT.replace("plan.yaml", "dtype.yaml"), "The plan changes the dtype"),
 ]
 
@@ -171,6 +173,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(command, place, line, me
     Path("three.yaml").write_text(good.replace("parameters: {normalize", f"{third} {{normalize"))
     Path("same.yaml").write_text(good.replace("./multimodal", "./again"))
     Path("layers.yaml").write_text(good.replace("{value: 0.3}", "{filter: norm, value: 0.1}\n        - {value: 0.3}"))
+    Path("gradient.yaml").write_text(good.replace("{value: 0.3}", "{value: [0.3, 0.7]}"))
     Path("dtype.yaml").write_text(good + "out_dtype: bfloat16\n")
     before = {str(path) for path in place.rglob("*")}
     code, out, err = command(line)

@@ -31,7 +31,7 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = "config.json")
     Raises:
         FileExistsError: `path` exists and may not be replaced.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link to a folder stays, and its target is replaced
     _clean_up_after_the_dead(path)
     check_new_folder(path, overwrite, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,8 @@ def new_folder(path: Path, overwrite: bool = False, marker: str = "config.json")
 def check_new_folder(path: Path, overwrite: bool = False, marker: str = "config.json") -> None:
     """Raise the FileExistsError of `new_folder`; to be called before long work, not after it."""
     path = Path(path)
+    if path.is_mount():
+        raise FileExistsError(f"{path} is a mount point, which cannot be replaced: name a folder in it.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
@@ -66,7 +68,9 @@ def _clean_up_after_the_dead(path: Path) -> None:
     for kind in ("old", "incomplete"):
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"):
             pid = left.name.removesuffix(f".{kind}").rpartition(".")[2]
-            if not pid.isdecimal() or _is_running(int(pid)):
+            if left.name != f".{path.name}.{pid}.{kind}" or not pid.isdecimal():
+                continue  # another output's, whose name begins alike
+            if int(pid) != os.getpid() and _is_running(int(pid)):  # in containers one is often born again with its id
                 continue
             if kind == "old" and not path.exists():
                 left.rename(path)

@@ -5,6 +5,7 @@ tensor of the base that is not in it is copied from the base, bit for bit.
 """
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import yaml
 
+from .output import copy_beside_weights
 from .plan import MergePlan, Source
+from .preflight import STATE_FILE
 from .steps import Step, in_file_order
 from .weights import Weights
 
@@ -38,7 +41,7 @@ def folded_adapters(plan: MergePlan, trust_remote_code: bool = False) -> Iterato
 
 
 def _fold(source: Source, folder: Path, trust_remote_code: bool) -> Source:
-    """As mergekit does it: load, `merge_and_unload`, save."""
+    """As mergekit does it: load, `merge_and_unload`, save; with tokenizer, code and recorded ancestor."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -48,6 +51,9 @@ def _fold(source: Source, folder: Path, trust_remote_code: bool) -> Source:
         source.folder, use_safetensors=True, trust_remote_code=trust_remote_code
     )
     PeftModel.from_pretrained(loaded, source.adapter).merge_and_unload().save_pretrained(folder)
+    copy_beside_weights(source.folder, folder)
+    if (state := source.folder / STATE_FILE).is_file():
+        shutil.copyfile(state, folder / STATE_FILE)
     return replace(source, folder=folder, adapter=None)
 
 
@@ -68,7 +74,10 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
     for entry in content["models"]:
         entry["model"] = paths[entry["model"]]
     content["base_model"] = paths[content["base_model"]]
-    options = MergeOptions(trust_remote_code=trust_remote_code, write_model_card=False, quiet=not sys.stderr.isatty())
+    if "tokenizer" in content:
+        content["tokenizer"] = _with_paths(content["tokenizer"], paths)
+    quiet = not sys.stderr.isatty()
+    options = MergeOptions(trust_remote_code=trust_remote_code, write_model_card=False, quiet=quiet, random_seed=0)
     LoaderCache.loaders.clear()  # both remember folders by name, but their content may have changed
     infer_architecture_info.cache_clear()
     try:
@@ -76,6 +85,13 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
         run_merge(config, str(folder), options)
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise ValueError(f"mergekit refuses the plan: {' '.join(str(error).split())}") from error
+
+
+def _with_paths(value, paths: dict[str, str]):
+    """A part of a plan in which every model is named by its path."""
+    if isinstance(value, dict):
+        return {key: _with_paths(part, paths) for key, part in value.items()}
+    return paths.get(value, value) if isinstance(value, str) else value
 
 
 def completing_steps(steps: Sequence[Step], result: Weights, weights: Sequence[Weights]) -> list[Step]:

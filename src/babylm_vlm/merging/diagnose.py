@@ -30,6 +30,7 @@ from ..hub.facts import STATE_FILE, common_ancestor, has_eyes, read_json
 from .interpolation import Interpolation, check_vocabularies, read_tensors
 from .plan import PROJECTOR, Source
 from .plots import plot_diagnosis
+from .preflight import check_configurations
 
 DIAGNOSIS_FILE = "diagnosis.json"
 HELD_OUT = Path(__file__).resolve().parents[1] / "demo" / "data" / "selection" / "grammar"
@@ -77,6 +78,7 @@ def diagnose(
             raise FileNotFoundError(f"{folder} holds no config.json; name the folder of a checkpoint.")
     if has_eyes(b) and not has_eyes(a):
         a, b = b, a
+    check_configurations([Source(str(folder), folder, rules=()) for folder in (a, b)])
     check_vocabularies(a, b)
     sentences = read_sentences(str(text)) if text else held_out_sentences()
     found = {"name": str(ancestor), "source": "given"} if ancestor else recorded_ancestor(a, b)
@@ -111,7 +113,7 @@ def diagnose(
 def held_out_sentences() -> list[str]:
     """Good sentences of the package's selection split, in every paradigm alike."""
     sentences = list(dict.fromkeys(pair.good for pair in read_pairs(HELD_OUT)))
-    return sentences[:: max(1, len(sentences) // SENTENCES)]
+    return [sentences[i * len(sentences) // SENTENCES] for i in range(SENTENCES)]
 
 
 def recorded_ancestor(a: Path, b: Path) -> dict | None:

@@ -51,13 +51,13 @@ class Interpolation:
         parameters = {name: p for name, p in model.named_parameters() if PROJECTOR not in name}
         check_match(parameters, multimodal, language)
 
-        def dtypes(name: str) -> tuple[torch.dtype, torch.dtype]:
-            return multimodal[name].dtype, parameters[name].dtype
+        def kind(name: str) -> tuple[torch.dtype, torch.dtype, torch.device]:
+            return multimodal[name].dtype, parameters[name].dtype, parameters[name].device
 
-        names = sorted(parameters, key=lambda name: str(dtypes(name)))
+        names = sorted(parameters, key=lambda name: str(kind(name)))
         self._parts = [
             _Part({name: parameters[name] for name in group}, multimodal, language, merged_dtype)
-            for (merged_dtype, _), group in groupby(names, key=dtypes)
+            for (merged_dtype, *_), group in groupby(names, key=kind)
         ]
         self.set(1.0)
 
@@ -102,7 +102,7 @@ class _Block:
 
 
 class _Part:
-    """The parameters of one dtype, laid end to end. A model has one part, unless its dtypes are mixed."""
+    """The parameters of one dtype and device, laid end to end: one part, unless a model has several."""
 
     def __init__(
         self,

@@ -48,17 +48,22 @@ def copy_rest(plan: MergePlan, folder: Path) -> None:
 
     Subfolders with a configuration of their own (`vision_tower/`) are whole components and copied with their weights.
     """
-    for path in sorted(plan.base.folder.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in NOT_COPIED):
+    copy_beside_weights(plan.base.folder, folder)
+    if plan.out_dtype or plan.dtype:
+        # from_pretrained loads weights in the dtype that stands there
+        _change_config(folder, {"dtype": plan.out_dtype or plan.dtype}, ("torch_dtype",))
+    (folder / PLAN_FILE).write_text(plan.text, encoding="utf-8")
+
+
+def copy_beside_weights(source: Path, folder: Path) -> None:
+    """Copy what a checkpoint has beside its weights, training state and card, but for what the folder has already."""
+    for path in sorted(source.iterdir()):
+        if any(fnmatch(path.name, pattern) for pattern in NOT_COPIED) or (folder / path.name).exists():
             continue
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
         elif any(path.glob("*config.json")):
             _copy_folder(path, folder / path.name)
-    if plan.out_dtype or plan.dtype:
-        # from_pretrained loads weights in the dtype that stands there
-        _change_config(folder, {"dtype": plan.out_dtype or plan.dtype}, ("torch_dtype",))
-    (folder / PLAN_FILE).write_text(plan.text, encoding="utf-8")
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -40,16 +40,22 @@ def check_models(plan: MergePlan) -> None:
     Raises:
         ValueError: they do not.
     """
-    configs = [_decoder_config(source.folder) for source in plan.sources]
-    for source, config in zip(plan.sources[1:], configs[1:], strict=True):
-        for key in config.keys() & configs[0].keys():
-            if config[key] != configs[0][key]:
-                raise ValueError(
-                    f"{key} is {configs[0][key]!r} in {plan.sources[0].name} and {config[key]!r} in {source.name}, so "
-                    "the same weights mean different things there; merge models of one architecture."
-                )
+    check_configurations(plan.sources)
     if not plan.align_tokens:
         _check_tokenizers(plan.sources)
+
+
+def check_configurations(sources: Sequence[Source]) -> None:
+    """Raise ValueError where two models' configurations say different things of `MEANING` or rotary embeddings."""
+    said: dict[str, tuple[Any, str]] = {}  # the first that says it
+    for source in sources:
+        for key, value in _decoder_config(source.folder).items():
+            first, name = said.setdefault(key, (value, source.name))
+            if value != first:
+                raise ValueError(
+                    f"{key} is {first!r} in {name} and {value!r} in {source.name}, so the same weights mean different "
+                    "things there; merge models of one architecture."
+                )
 
 
 def warn_of_strangers(plan: MergePlan, weights: Sequence[Weights]) -> str | None:
@@ -96,6 +102,8 @@ def _decoder_config(folder: Path) -> dict[str, Any]:
     said = {key: config[key] for key in MEANING if config.get(key) is not None}
     rope = dict(config.get("rope_parameters") or {})
     theta = rope.pop("rope_theta", config.get("rope_theta"))
+    if (rotated := rope.pop("partial_rotary_factor", config.get("partial_rotary_factor"))) is not None:
+        said["partial_rotary_factor"] = rotated
     scaling = rope or config.get("rope_scaling") or {}
     if theta is not None:
         said["rope_theta"] = float(theta)

@@ -37,8 +37,11 @@ from ..files import check_new_folder, new_folder, sha256
 from ..hub.facts import has_eyes, write_merged_card
 from .interpolation import Interpolation, check_vocabularies, read_tensors
 from .linear import merge
+from .output import check_overlap
 from .plan import PROJECTOR, MergePlan, Source, check_alpha, linear_plan_yaml, read_plan
 from .plots import plot_curve, plot_pareto
+from .preflight import check_models
+from .steps import layer_depths
 
 SWEEP_FILE = "sweep.json"
 ABILITIES = ("grammar", "grounded")
@@ -80,6 +83,8 @@ def sweep(
         check_alpha(alpha)
     rule = rule_of(objective)
     multimodal, language = sources = order_sources(plan)
+    check_models(plan)
+    check_overlap(output_dir, [source.folder for source in sources])
     selection = read_tasks(data, tasks)
     test = read_tasks(test_data, tasks) if test_data else None
     dial, processor = load_dial(multimodal.folder, language.folder)
@@ -229,6 +234,10 @@ def order_sources(plan: MergePlan) -> tuple[Source, Source]:
         raise ValueError(
             f"{names} are {'both multimodal' if eyes[0] else 'both language-only'}; a sweep needs one of each kind."
         )
+    if any(source.adapter for source in plan.sources):
+        raise ValueError(
+            "A sweep is of checkpoints, not of model+adapter: fold the adapter in and save the model first."
+        )
     if plan.dtype or plan.out_dtype:
         raise ValueError("The plan changes the dtype, which a sweep does not; leave out dtype and out_dtype.")
     return plan.sources if eyes[0] else plan.sources[::-1]
@@ -236,8 +245,9 @@ def order_sources(plan: MergePlan) -> tuple[Source, Source]:
 
 def check_one_alpha(plan: MergePlan, model: PreTrainedModel) -> None:
     """Raise ValueError where the plan weighs the model's decoder tensors differently: a sweep would not."""
+    depths = layer_depths([name for name, _ in model.named_parameters() if PROJECTOR not in name])
     for source in plan.sources:
-        if len({source.weight(name) for name, _ in model.named_parameters() if PROJECTOR not in name}) > 1:
+        if len({source.weight(name, depth) for name, depth in depths.items()}) > 1:
             raise ValueError(
                 f"The plan gives the decoder tensors of {source.name} different weights; a sweep has one α for all."
             )

@@ -189,9 +189,7 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     """
     for key in ("dataloader_drop_last", "auto_find_batch_size", "label_smoothing_factor"):
         if recipe.training.get(key):
-            raise ValueError(
-                f"'{key}' is not for these runs, whose reading and loss are known beforehand: remove it."
-            )
+            raise ValueError(f"'{key}' is not for these runs, whose reading and loss are known beforehand: remove it.")
     keys = {"save_strategy": "steps" if "save_steps" in recipe.training else "no"}
     keys |= {"logging_steps": 10, "remove_unused_columns": False}
     keys["report_to"] = "tensorboard" if is_tensorboard_available() else "none"
