@@ -352,6 +352,24 @@ def test_generation_takes_pooled_features(eyes):
     assert continuation(eyes.model, {**inputs, "image_features": features}) == expected
 
 
+def test_every_beam_sees_all_pictures_of_its_row(eyes):
+    texts = ["<image> next to <image>", "<image> the"]
+    torch.manual_seed(0)
+    features = 3 * torch.randn(3, eyes.model.config.visual_tokens, 16)
+    inputs = eyes.processor.tokenizer(
+        [t.replace("<image>", "<image>" * features.shape[1]) for t in texts], padding=True
+    )
+    inputs = {key: torch.tensor(inputs[key]) for key in ("input_ids", "attention_mask")}
+    keys = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 3, "length_penalty": 0.0}
+    keys |= {"return_dict_in_generate": True, "output_scores": True}
+    found = eyes.model.generate(**inputs, image_features=features, **keys)
+    start = found.sequences.shape[1] - 4
+    mask = torch.cat([inputs["attention_mask"].sort(dim=1).values, torch.ones(2, 4, dtype=torch.long)], dim=1)
+    logits = logits_of(eyes.model, input_ids=found.sequences, attention_mask=mask, image_features=features)
+    scores = logits[:, start - 1 : -1].log_softmax(-1).gather(2, found.sequences[:, start:, None]).sum(dim=(1, 2))
+    torch.testing.assert_close(found.sequences_scores, scores, atol=1e-4, rtol=1e-4)
+
+
 # --- saving, resizing ------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,14 @@ def test_every_caption_has_its_feature(folder):
     assert torch.allclose(stored[4:, 0], torch.tensor(STATES[4:], dtype=torch.float32), atol=1e-2)
 
 
+def test_parts_come_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "cc_captions.json").write_text(json.dumps([f"caption {number}" for number in range(12)]))
+    for number in range(12):
+        np.save(tmp_path / f"cc_dino_v2_states_{number + 1}of12.npy", np.full((1, 4), number, np.float32))
+    features = read_captions(str(tmp_path)).features
+    assert [features[number][0, 0].item() for number in range(12)] == list(range(12))
+
+
 def test_a_model_is_trained_on_them(folder, tmp_path, language_checkpoint, tiny_tower):
     state = run(folder, tmp_path / "run", language_checkpoint, tiny_tower, per_device_train_batch_size=6)
     assert state["words_seen"] == 4 * 4 + 2 * 2

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LlamaForCausalLM, TrainingArguments
 
 import babylm_vlm
+from babylm_vlm.data import captions as captions_module
 from babylm_vlm.data.captions import CaptionRows, read_captions
 from babylm_vlm.data.packing import PackingCollator, pack
 from babylm_vlm.data.text import TextBlocks, count_words, first_words, read_sentences
@@ -224,6 +225,17 @@ def test_text_of_parquet_and_of_files_with_other_endings(tmp_path):
         read_sentences(str(tmp_path / "b.parquet"))
     with pytest.raises(FileNotFoundError, match=r"There is no text file .*c\.parquet"):
         read_sentences(str(tmp_path / "c.parquet"))
+
+
+def test_a_column_that_a_caption_set_lacks_is_named(tmp_path, monkeypatch):
+    rows = Dataset.from_dict({"picture": [None], "caption": ["a red ball"]})
+    monkeypatch.setattr(captions_module, "load_dataset", lambda *_, **__: rows)  # as of a set on the Hub
+    with pytest.raises(
+        ValueError, match=r"someone/set has no column 'text', but picture, caption: set caption_column"
+    ):
+        read_captions("someone/set")
+    with pytest.raises(ValueError, match=r"has no column 'image', but picture, caption: set image_column"):
+        read_captions("someone/set", caption_column="caption")
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(1, 60))

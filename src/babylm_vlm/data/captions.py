@@ -54,13 +54,16 @@ def read_captions(source: str, image_column: str = "image", caption_column: str 
         found = _read_imagefolder(Path(source), caption_column)
     else:
         try:
-            rows = load_dataset(source, split="train").cast_column(image_column, ImageFeature())
+            rows = load_dataset(source, split="train")
         except OSError as error:
             reason = str(error).partition("\n")[0]
             raise FileNotFoundError(
                 f"There are no captions {source}: neither a folder here nor a data set on the Hub. ({reason})"
             ) from error
-        captions = []
+        for key, column in (("caption_column", caption_column), ("image_column", image_column)):
+            if column not in rows.column_names:
+                raise ValueError(f"{source} has no column {column!r}, but {', '.join(rows.column_names)}: set {key}.")
+        rows, captions = rows.cast_column(image_column, ImageFeature()), []
         for index, texts in enumerate(rows[caption_column]):
             for text in texts if isinstance(texts, list) else [texts]:
                 check_caption(text, f"{source}, row {index},")

@@ -193,7 +193,7 @@ def load_eyes(
 
 def describe_features(model: BabylmVlmModel, found: CaptionedPictures) -> dict[str, str]:
     """What features are: their tower (of a local one the weights' hash), revision, layer, grid and pictures."""
-    config, folder = model.config, model.local_tower()
+    config, folder = model.config, model.local_tower() or model.downloaded_tower()
     weights = [] if folder is None else [sha256(file) for file in sorted(folder.glob("*.safetensors"))]
     return {
         "vision_tower": config.vision_tower if folder is None else f"sha256:{'+'.join(weights)}",

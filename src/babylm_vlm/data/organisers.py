@@ -6,6 +6,7 @@ NAME_dino_v2_states*.npy      (captions, width): a feature for each, in one file
 
 import glob
 import json
+import re
 from bisect import bisect_right
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def read_organisers_captions(folder: Path) -> tuple[list[str], list[str], ArrayF
         if not isinstance(texts, list):
             raise ValueError(f"{file} must be a JSON list of captions.")
         name = file.name.removesuffix("_captions.json")
-        own = sorted(folder.glob(f"{glob.escape(name)}_dino_v2_states*.npy"))
+        parts = folder.glob(f"{glob.escape(name)}_dino_v2_states*.npy")  # in order of their numbers, 2 before 10
+        own = sorted(parts, key=lambda part: [int(n) for n in re.findall(r"\d+", part.name.removeprefix(name))])
         if not own:
             raise FileNotFoundError(f"{file} has captions without features: {name}_dino_v2_states.npy is missing.")
         found = len(ArrayFeatures(own))

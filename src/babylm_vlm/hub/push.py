@@ -43,7 +43,10 @@ OF_THE_RUN = ("results.json", "*.png")
 
 TOWER = "vision_tower"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "features-*.arrow")
-"""What would be wrong if it stayed in a repository beside newer files of its kind."""
+"""A model's or a data set's own files."""
+
+OUTDATED = (*WEIGHTS, "results.json", "paradigms.csv", ".eval_results/*")
+"""What would be wrong if it stayed in a repository beside newer weights."""
 
 AS_THEY_ARE = ("tokenizer.json", "vocab.json", "*.index.json")
 """JSON files whose strings are tokens or tensors, never paths."""
@@ -188,7 +191,8 @@ def _bring_tower(revision: Revision) -> None:
     with named_source(tower, "vision_tower in config.json"):
         wanted = ["config.json", "preprocessor_config.json", *WEIGHTS]
         snapshot = snapshot_download(tower, revision=config.get("vision_tower_revision"), allow_patterns=wanted)
-    revision.files.update({f"{TOWER}/{path.name}": path for path in sorted(Path(snapshot).iterdir())})
+    brought = [path for path in sorted(Path(snapshot).iterdir()) if _travels(path, wanted)]  # not all that is cached
+    revision.files.update({f"{TOWER}/{path.name}": path for path in brought})
     config |= {"vision_tower": f"./{TOWER}", "vision_tower_revision": None}
     revision.files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
 
@@ -372,7 +376,7 @@ def send(api: HfApi, repo_id: str, revision: Revision, create_pr: bool = False, 
         api.create_branch(repo_id, branch=branch, revision=first, exist_ok=True, repo_type=repo_type)
     before = api.repo_info(repo_id, revision=branch, repo_type=repo_type)
     there = [file.rfilename for file in before.siblings]
-    outdated = [path for path in there if path not in revision.files and any(fnmatch(path, one) for one in WEIGHTS)]
+    outdated = [path for path in there if path not in revision.files and any(fnmatch(path, one) for one in OUTDATED)]
     where = "" if branch == "main" else f", {branch}"
     commit = api.create_commit(
         repo_id,

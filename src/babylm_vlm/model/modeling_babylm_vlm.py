@@ -272,6 +272,19 @@ class BabylmVlmForConditionalGeneration(RemembersRepository, LlamaForCausalLM):
             input_ids, attention_mask = input_ids.gather(1, padding_first), attention_mask.gather(1, padding_first)
         return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
 
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """As `GenerationMixin`'s, for beams and samples: a row's pictures stay together when the row is repeated."""
+        pictures = {}
+        for name in ("pixel_values", "image_features"):
+            if model_kwargs.get(name) is not None:
+                counts = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.visual_tokens
+                rows = model_kwargs.pop(name).split(counts.tolist())
+                pictures[name] = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, model_kwargs | pictures
+
     def pooled_features(self, pixel_values: torch.FloatTensor) -> torch.FloatTensor:
         """Pictures (N, 3, H, W) -> pooled features (N, g*g, vision_hidden_size), by the frozen tower."""
         return self.model.pooled_features(pixel_values)
