@@ -247,9 +247,7 @@ def test_results_are_on_the_card_if_they_are_of_these_weights(local_hub, push, l
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/babylm.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("nyu-mll/blimp", "blimp_filtered", 0.75)
 
-    assert (
-        push(language_checkpoint, "--repo-id", NAME)[0] == 0
-    )  # then there are none of another
+    assert push(language_checkpoint, "--repo-id", NAME)[0] == 0  # then there are none of another
     assert set(local_hub.files(NAME)) == LANGUAGE
 
     model["weights_sha256"]["model.safetensors"] = "0" * 64
