@@ -26,7 +26,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import named_source, weight_files, weights_sha256
+from ..files import named_source, sha256, weight_files, weights_sha256
 from .cards import FACTS_FILE, MARK, eval_results, render_card, result_rows
 
 TRAVELS = (
@@ -303,7 +303,7 @@ def _read_results(path: Path, folder: Path) -> dict | None:
     if "tasks" not in results or "model" not in results:
         return None
     hashes = results["model"].get("weights_sha256", {})
-    if hashes and len(weight_files(folder)) == 1 and weights_sha256(folder) not in hashes.values():
+    if hashes and not {sha256(file) for file in weight_files(folder)} <= set(hashes.values()):
         raise ValueError(f"{path} holds the results of other weights than those of {folder}; evaluate it again.")
     return results
 
