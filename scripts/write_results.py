@@ -33,13 +33,10 @@ drawn anew before the last round; earlier draws had been seen). The numbers of t
 - What merging keeps is what was learned with room to spare. Naming, counts and colours survive α well below one;
   left and right, above and below, where a longer training had just learned them, are the first to go.
 - With several times as many captions of relations, told of fewer things, four epochs do teach them. They then fade
-  first. So relations are a test of their own here, and α is chosen without them. Earlier versions of this demo counted
-  them as grounded kinds like the others; at chance as they are, they added noise to what is kept, and made both the
-  grounding and the recovered grammar look lower.
+  first. So relations are a test of their own here, and α is chosen without them: at chance as they are, they would
+  only add noise to what is kept.
 - Visual tokens that carry a learned embedding of their cell of the grid did not teach relations either.
 - A larger learning rate taught relations less well; a twin trained on captions alone forgot too much.
-- The seeds above ran with the plain loss. The loss in chunks, which fp32 runs have now, is the same up to rounding;
-  from there, as in bf16, the same seed comes to another α near the one above.
 """
 
 
