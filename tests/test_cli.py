@@ -102,7 +102,7 @@ def test_every_command_has_help(command, name):
 
 WRONG = [
     ("train nowhere.yaml", "There is no recipe nowhere.yaml"),
-    ("train recipe.yaml learning_rat=1", "Unknown key 'learning_rat' in recipe.yaml or beside it. Did you mean"),
+    ("train recipe.yaml learning_rat=1", "Unknown key 'learning_rat' in recipe.yaml or the keys given with it. Did"),
     ("train recipe.yaml learning_rate", "'learning_rate' is not of the form key=value"),
     ("train recipe.yaml text=nowhere.txt", "There is no text file nowhere.txt"),
     ("train recipe.yaml --output-dir language", "language exists"),

@@ -111,7 +111,7 @@ def read_recipe(path: Path, overrides: dict | None = None) -> Recipe:
         raise ValueError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(keys, dict):
         raise ValueError(f"The recipe {path} must be a YAML mapping of keys to values.")
-    where = f"{path} or beside it" if overrides else str(path)
+    where = f"{path} or the keys given with it" if overrides else str(path)
     return make_recipe({**keys, **(overrides or {})}, where)
 
 
