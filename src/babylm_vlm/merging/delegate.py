@@ -74,8 +74,8 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
     for entry in content["models"]:
         entry["model"] = paths[entry["model"]]
     content["base_model"] = paths[content["base_model"]]
-    if "tokenizer" in content:
-        content["tokenizer"] = _with_paths(content["tokenizer"], paths)
+    for key in content.keys() & {"tokenizer", "tokenizer_source"}:
+        content[key] = _with_paths(content[key], paths)
     quiet = not sys.stderr.isatty()
     options = MergeOptions(trust_remote_code=trust_remote_code, write_model_card=False, quiet=quiet, random_seed=0)
     LoaderCache.loaders.clear()  # both remember folders by name, but their content may have changed
@@ -88,7 +88,7 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
 
 
 def _with_paths(value, paths: dict[str, str]):
-    """A part of a plan in which every model is named by its path."""
+    """A part of a plan with every model named by its path."""
     if isinstance(value, dict):
         return {key: _with_paths(part, paths) for key, part in value.items()}
     return paths.get(value, value) if isinstance(value, str) else value
