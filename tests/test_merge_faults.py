@@ -58,7 +58,7 @@ def run_in_child(work) -> int:
     try:
         work()
         os._exit(0)
-    except BaseException:
+    finally:
         os._exit(1)
 
 

@@ -83,7 +83,7 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
     try:
         config = MergeConfiguration.model_validate(content)
         run_merge(config, str(folder), options)
-    except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"mergekit refuses the plan: {' '.join(str(error).split())}") from error
 
 
