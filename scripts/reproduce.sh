@@ -7,6 +7,8 @@
 #                                                a twin, repetitions included; for a GPU
 #   DATA=data SIZE=tiny scripts/reproduce.sh     minutes; shows that every stage works, its numbers mean nothing
 #
+# SEEDS (default 0, for full "0 1 2") are the seeds; more may be added to a run that is done.
+#
 # JOBS (default 1) is how many models of a seed are trained, merged and scored at once; above 1 the seeds run side by
 # side, too. It is for a large GPU; on a CPU they would only be in each other's way.
 #
@@ -21,23 +23,23 @@ SIZE=${SIZE:-full}
 case ${1:-} in
     --small) SIZE=small ;;
     "") ;;
-    *) sed -n '2,20s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,22s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
 
 # Words are those of the ancestor in all, and of each of the nine texts: at most for the ancestor, then for its twin,
 # and beside the captions. Milestones are words of captions.
 case $SIZE in
     tiny)
-        seeds="0" steps="max_steps=3" scenes=48 tower="--epochs 1 --patch-size 28 --layers 1" limit=4 alphas=0,0.5,1
+        seeds=0 steps="max_steps=3" scenes=48 tower="--epochs 1 --patch-size 28 --layers 1" limit=4 alphas=0,0.5,1
         shape="vocab_size=1024 hidden_size=32 intermediate_size=64 num_hidden_layers=2 num_attention_heads=2"
         ancestor_words=20_000 text_words=2_000 twin_words=500 replay_words=500 passes=1 milestones="[1_000]" rows=16 ;;
     small)
-        seeds="0" steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
+        seeds=0 steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
         shape="vocab_size=4096 hidden_size=192 intermediate_size=512 num_hidden_layers=4 num_attention_heads=4"
         ancestor_words=1_000_000 text_words=150_000 twin_words=39_000 replay_words=14_000 passes=1
         milestones="[40_000, 80_000, 160_000]" rows=16 ;;
     medium)
-        seeds="0" steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
+        seeds=0 steps="" scenes="" tower="--epochs 10 --patch-size 16 --hidden-size 128 --heads 2" limit=50 alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=320 intermediate_size=896 num_hidden_layers=6 num_attention_heads=5"
         ancestor_words=1_500_000 text_words=250_000 twin_words=39_000 replay_words=14_000 passes=1
         milestones="[40_000, 80_000, 160_000]" rows=16 ;;
@@ -50,6 +52,8 @@ case $SIZE in
     *) echo "SIZE is '$SIZE'; it must be tiny, small, medium or full." >&2 && exit 2 ;;
 esac
 
+seeds=${SEEDS:-$seeds}
+[[ $seeds =~ ^[0-9]+(\ [0-9]+)*$ ]] || { echo "SEEDS is '$seeds'; it must be whole numbers with spaces." >&2; exit 2; }
 JOBS=${JOBS:-1}
 case $JOBS in
     1) ;;

@@ -3,8 +3,9 @@
 Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the language-only twin gets
 at least 60 % right on the selection half; grounding is the grounded pairs, the macro average over their kinds.
 Whatever is chosen (these paradigms, every alpha, the best of several merges) is chosen on the selection half, over all
-seeds together; every number that is reported is of the test half. Intervals are 95 % bootstrap intervals: items that
-share a pair are drawn together, and with them the same items under all seeds.
+seeds together; every number that is reported is of the test half. Intervals of accuracies are 95 % bootstrap intervals
+over items and over seeds: as in babylm_vlm.evaluation.statistics items that share a pair are drawn together, and every
+resample is of as many seeds as there are, drawn with replacement.
 """
 
 import json
@@ -21,9 +22,11 @@ from babylm_vlm.evaluation.rows import json_rows
 from babylm_vlm.evaluation.statistics import interval
 from babylm_vlm.evaluation.tasks import Outcome, Sampling, task_of
 from babylm_vlm.merging.sweep import choose_alpha, rule_of
+from babylm_vlm.metrics.minimal_pair_accuracy.minimal_pair_accuracy import item_credit, paradigm_members
 
 ABLE = 0.6  # accuracy of the language-only twin from which it can do a paradigm
 KEEP = 0.95
+RESAMPLES = 2000
 TASKS = {"grammar": "blimp_filtered", "blimp": "blimp_filtered", "grounded": "grounded"}
 EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "reading", "lex-viz_vocab")
 EXTRA += ("captions", "text")
@@ -72,8 +75,10 @@ class Study:
     def measure(self, system: System, part: str, ability: str, uids: Sequence[str] | None = None) -> dict:
         scores = system(part, TASKS[ability])
         inside = self.chosen_items(part, ability, uids)
-        found = accuracy(scores[inside], [self.items[part, TASKS[ability]][i] for i in inside])
-        measured = {"accuracy": found.accuracy, "interval": found.interval, "chance": found.chance}
+        items = [self.items[part, TASKS[ability]][i] for i in inside]
+        found = accuracy(scores[inside], items, resamples=1)
+        credit = item_credit(scores[inside])[0]
+        measured = {"accuracy": found.accuracy, "interval": self.interval(credit, items), "chance": found.chance}
         return rounded(measured | {"items": len(inside) // len(self.seeds)})
 
     def difference(self, a: System, b: System, ability: str, uids: Sequence[str] | None = None) -> dict:
@@ -81,12 +86,34 @@ class Study:
         scores = [system("test", TASKS[ability]) for system in (a, b)]
         inside = self.chosen_items("test", ability, uids)
         items = self.items["test", TASKS[ability]]
-        found = difference_interval(*(s[inside] for s in scores), [items[i] for i in inside]).to_dict()
+        there = [items[i] for i in inside]
+        found = difference_interval(*(s[inside] for s in scores), there, RESAMPLES).to_dict()
+        credit = [item_credit(s[inside])[0] for s in scores]
+        found["interval"] = self.interval(credit[0] - credit[1], there)
         by_seed = []
         for part in np.split(inside, len(self.seeds)):
             parted = [s[part] for s in scores]
             by_seed.append(difference_interval(*parted, [items[i] for i in part], resamples=1).difference)
         return rounded(found | {"items": len(inside) // len(self.seeds), "by_seed": by_seed})
+
+    def interval(self, values: np.ndarray, items: Sequence[Outcome]) -> tuple[float, float]:
+        """Of the macro average over paradigms, over items and over seeds; the top of this file says how.
+
+        Args:
+            values: (n,) what the items of all seeds are worth, seed by seed.
+            items: the n items.
+        """
+        by_seed = values.reshape(len(self.seeds), -1)
+        of_seeds = drawn(len(self.seeds), 0)
+        means = []
+        members = paradigm_members([item.uid for item in items[: by_seed.shape[1]]])
+        for place, inside in enumerate(members.values(), start=1):
+            _, cluster_of = np.unique([items[i].pair for i in inside], return_inverse=True)
+            sums = np.array([np.bincount(cluster_of, weights=values[inside]) for values in by_seed])
+            sizes = np.bincount(cluster_of)
+            of_clusters = drawn(len(sizes), place)
+            means.append((of_clusters @ sums.T * of_seeds).sum(axis=1) / (of_clusters @ sizes * len(self.seeds)))
+        return interval(np.mean(means, axis=0))
 
     def differences(self, a: System, b: System) -> dict[str, dict]:
         return {ability: self.difference(a, b, ability) for ability in TASKS}
@@ -111,6 +138,13 @@ class Study:
         self.able = {uid for uid, row in found.items() if row.accuracy >= ABLE}
         if not self.able:  # of a run that shows only that all works
             self.able = set(found)
+
+
+@cache
+def drawn(number: int, place: int) -> np.ndarray:
+    """How often each of so many is drawn, as many draws in each resample: (RESAMPLES, number); at every place anew."""
+    generator = np.random.default_rng((0, place))
+    return generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(float)
 
 
 def rounded(value):

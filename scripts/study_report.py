@@ -302,6 +302,7 @@ def setting(study: dict) -> list[str]:
     first = next(iter(models.values()))
     minutes = sum(row["minutes"] for row in models.values())
     versions = ", ".join(f"{package} {number}" for package, number in first["versions"].items())
+    over_seeds = f" and over the {len(seeds)} seeds, too few for more than a rough idea" if len(seeds) > 1 else ""
     return [
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {devices(study)}, with {versions}; "
@@ -326,8 +327,8 @@ def setting(study: dict) -> list[str]:
         f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
         "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
         f"selection half; every number here is of the test half. How α is chosen: {study['rule']} Accuracy in % "
-        "with 95 % bootstrap intervals over items. *Clearly*: the interval of the paired difference excludes "
-        "zero.",
+        f"with 95 % bootstrap intervals over items{over_seeds}. *Clearly*: the interval of the paired difference "
+        "excludes zero.",
         "",
     ]
 
