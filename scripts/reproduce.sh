@@ -9,8 +9,8 @@
 #
 # SEEDS (default 0, for full "0 1 2") are the seeds; more may be added to a run that is done.
 #
-# JOBS (default 1) is how many models of a seed are trained, merged and scored at once; above 1 the seeds run side by
-# side, too. It is for a large GPU; on a CPU they would only be in each other's way.
+# JOBS (default 2) is how many models are trained, merged or scored at once, with an equal share of the processor's
+# cores each: even on two cores two small models are done sooner side by side. For a large GPU take more.
 #
 # DATA holds babylm_text/{train,dev}.*.txt.gz (a sentence a line), babylm_eval/full_eval (the BabyLM challenge's
 # layout), abstract_scenes/ (as scripts/abstract_scenes_to_imagefolder.py reads it), tuxpaint_stamps/, openmoji_128/ and
@@ -54,12 +54,8 @@ esac
 
 seeds=${SEEDS:-$seeds}
 [[ $seeds =~ ^[0-9]+(\ [0-9]+)*$ ]] || { echo "SEEDS is '$seeds'; it must be whole numbers with spaces." >&2; exit 2; }
-JOBS=${JOBS:-1}
-case $JOBS in
-    1) ;;
-    [2-9] | [1-9][0-9]) export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;;
-    *) echo "JOBS is '$JOBS'; it must be a whole number from 1 to 99." >&2 && exit 2 ;;
-esac
+JOBS=${JOBS:-2}
+[[ $JOBS =~ ^[1-9][0-9]?$ ]] || { echo "JOBS is '$JOBS'; it must be a whole number from 1 to 99." >&2; exit 2; }
 DATA=${DATA:-data}
 OUT=${OUT:-runs/study-$SIZE}
 scripts=$(cd "$(dirname "$0")" && pwd)
@@ -105,20 +101,43 @@ captions="model=multimodal captions=$OUT/pictures features=$OUT/features vision_
     vision_feature_layer=-1 pack_captions=true projector_learning_rate=3e-3"
 
 pids=()
-at_once() { # COMMAND …: run it beside others, JOBS at a time
-    if [ "$JOBS" = 1 ]; then
-        "$@"
-        return
-    fi
+side_by_side() { # NUMBER: from here on, run so many at once
+    local cores
+    cores=$(getconf _NPROCESSORS_ONLN)
+    at_most=$1
+    export OMP_NUM_THREADS=$(((cores + at_most - 1) / at_most))
+}
+
+at_once() { # COMMAND …: run it beside others
     "$@" &
     pids+=($!)
-    if [ ${#pids[@]} -ge "$JOBS" ]; then all_done; fi
+    while [ ${#pids[@]} -ge "$at_most" ]; do
+        sleep 0.5
+        forget_done
+    done
+}
+
+forget_done() { # of what runs side by side; if it failed, stop
+    local pid running=()
+    for pid in ${pids[@]+"${pids[@]}"}; do
+        if kill -0 "$pid" 2> /dev/null; then running+=("$pid"); else wait "$pid"; fi
+    done
+    pids=(${running[@]+"${running[@]}"})
 }
 
 all_done() { # wait for what runs; if one of it failed, stop
     local pid
     for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid"; done
     pids=()
+}
+
+every_seed() { # FUNCTION: call it for each of them, with $run and $from, and wait for all
+    for seed in $seeds; do
+        run=$OUT/seed$seed from="init_from=$OUT/seed$seed/ancestor"
+        mkdir -p "$run/plans"
+        "$1"
+    done
+    all_done
 }
 
 train() { # NAME key=value …: train $run/NAME, or go on with it
@@ -138,10 +157,11 @@ rest() { awk "BEGIN { print 1 - $1 }"; }
 
 long="text_words=$text_words word_budget=$ancestor_words num_train_epochs=10 per_device_train_batch_size=$rows"
 
-one_seed() { # train, merge and score the models of $seed
-    run=$OUT/seed$seed from="init_from=$OUT/seed$seed/ancestor"
-    mkdir -p "$run/plans"
+ancestor() { # a language model, the common ancestor of what follows
+    train ancestor "text=$texts" $long
+}
 
+twins() {
     # The language-only twin goes on with text, as many words as the captions have; another one comes from random
     # weights of its own.
     train independent tokenizer="$run/ancestor" seed=$((seed + 100)) "text=$texts" $long
@@ -155,8 +175,9 @@ one_seed() { # train, merge and score the models of $seed
     train mixed "$from" $captions num_train_epochs=$passes "text=$texts" text_words="$replay_words"
     train caption_language "$from" "text=[$OUT/data/captions.txt]" num_train_epochs=$passes
     train lora "$from" $captions num_train_epochs=$passes "lora={r: 16, lora_alpha: 32}"
-    all_done
+}
 
+own_merges() {
     # An alpha of its own for the word embeddings, the first layer and the last.
     while read -r name words first last; do
         plan "layers-$name" <<YAML
@@ -183,7 +204,7 @@ words-kept-0.7 0.0 0.7 0.7
 words-learned 1.0 0.5 0.5
 END
 
-    # mergekit's methods. Two of them add what each twin learned to the ancestor, which is given the projector first.
+    # The ancestor with the projector: to it two of mergekit's methods add what each twin learned.
     plan ancestor-with-eyes <<YAML
 merge_method: linear
 models:
@@ -192,7 +213,10 @@ models:
   - model: $run/ancestor
     parameters: {weight: [{filter: multi_modal_projector, value: 0.0}, {value: 1.0}]}
 YAML
-    all_done
+}
+
+mergekit_merges() {
+    local alpha
     for alpha in 0.5 0.7; do
         plan "slerp-$alpha" <<YAML
 merge_method: slerp
@@ -212,37 +236,24 @@ models:
   - {model: $run/language, parameters: {weight: 1.0}}
 YAML
     done
+}
 
-    all_done
-
-    # Score everything, item by item; linear merges at every alpha in memory.
+score() { # everything, item by item; linear merges at every alpha in memory
+    local share
     for share in $(seq "$JOBS"); do
         at_once python "$scripts/study_score.py" "$run" --data "$OUT/data" --alphas $alphas --share "$share/$JOBS"
     done
-    all_done
 }
 
-# Pictures, and every seed's common ancestor, which is a language model.
 pictures
-for seed in $seeds; do
-    run=$OUT/seed$seed
-    train ancestor "text=$texts" $long
-done
-all_done
-
-if [ "$JOBS" = 1 ]; then
-    for seed in $seeds; do one_seed; done
-else
-    for seed in $seeds; do
-        (
-            trap end_jobs EXIT
-            trap 'exit 143' TERM
-            one_seed
-        ) &
-        started+=($!)
-    done
-    for pid in "${started[@]}"; do wait "$pid"; done
-fi
+number=$(wc -w <<< "$seeds")
+side_by_side $((number < JOBS ? number : JOBS))
+every_seed ancestor
+side_by_side "$JOBS"
+every_seed twins
+every_seed own_merges
+every_seed mergekit_merges
+every_seed score
 
 # The answers: study.json, study.md and plots. scripts/write_results.py --study puts them into docs/.
 clock
