@@ -8,6 +8,7 @@ RUN is what scripts/reproduce.sh made; study.json, study.md and plots are writte
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -291,8 +292,9 @@ def beside(study: dict, published: dict) -> list[str]:
 
 
 def devices(study: dict) -> str:
-    """What the models were trained on."""
-    return " and ".join(sorted({model["hardware"] for model in study["models"].values()}))
+    """What the models were trained on; how many threads of a processor each had differs from stage to stage."""
+    hardware = {re.sub(r", \d+ threads?\b", "", model["hardware"]) for model in study["models"].values()}
+    return " and ".join(sorted(hardware))
 
 
 def setting(study: dict) -> list[str]:
@@ -307,8 +309,8 @@ def setting(study: dict) -> list[str]:
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {devices(study)}, with {versions}; "
         f"{study['minutes']} minutes in all; training a seed's {len(models)} models takes {minutes:.0f} minutes if "
-        "they are added up. All "
-        "models but the independent one start from the ancestor, and so have read its words too:",
+        "they are added up, some of them side by side. All models but the independent one start from the ancestor, and "
+        "so have read its words too:",
         "",
         *table(
             ["model", "words read", "minutes", "tokens a second"],

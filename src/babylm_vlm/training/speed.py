@@ -12,7 +12,8 @@ def hardware() -> str:
     """The device that trains, in words: the GPU's name, or the kind of processor and its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def flops_per_token(model: PreTrainedModel, row_length: int) -> int:
