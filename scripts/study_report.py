@@ -309,8 +309,8 @@ def setting(study: dict) -> list[str]:
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {devices(study)}, with {versions}; "
         f"{study['minutes']} minutes in all; training a seed's {len(models)} models takes {minutes:.0f} minutes if "
-        "they are added up, some of them side by side. All models but the independent one start from the ancestor, and "
-        "so have read its words too:",
+        "they are added up, some of them side by side. All models but the independent one start from the ancestor, "
+        "and so have read its words too:",
         "",
         *table(
             ["model", "words read", "minutes", "tokens a second"],
