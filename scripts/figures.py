@@ -149,7 +149,8 @@ def study_figures() -> list[str]:
         lines.append(
             f"[Its answers](docs/results.md#the-study-{study['size']}) with {size}, {seeds}, after "
             f"{study['minutes']} minutes on {devices(study)}: from the language-only twin to the "
-            f"multimodal one grammar {change(d['pictures']['grammar'])}; for the merge, "
+            f"multimodal one grammar {change(d['pictures']['grammar'])}, BLiMP as a whole "
+            f"{change(d['pictures']['blimp'])}; for the merge, "
             f"{merge_at(study['chosen']['text_captions'], d['merged - multimodal'])}; whatever is chosen, "
             f"{merge_at('0.5', d['half - multimodal'])}."
         )

@@ -47,7 +47,7 @@ case $SIZE in
         seeds="0 1 2" steps="" scenes="" tower="--epochs 20 --patch-size 14" limit=300 alphas=0:1:0.1
         shape="vocab_size=8192 hidden_size=512 intermediate_size=1408 num_hidden_layers=9 num_attention_heads=8
             block_size=256"
-        ancestor_words=9_000_000 text_words=600_000 twin_words=117_000 replay_words=45_000 passes=3
+        ancestor_words=9_000_000 text_words=600_000 twin_words=117_000 replay_words=15_000 passes=3
         milestones="[60_000, 120_000, 240_000, 480_000]" rows=32 ;;
     *) echo "SIZE is '$SIZE'; it must be tiny, small, medium or full." >&2 && exit 2 ;;
 esac
@@ -73,7 +73,9 @@ clock() { # the time that the run has taken, over all calls, is part of its resu
 end_jobs() { # of what runs side by side, nothing outlives this script
     local running
     running=$(jobs -p)
-    if [ -n "$running" ]; then kill $running 2> /dev/null || true; fi
+    [ -n "$running" ] || return 0
+    kill $running 2> /dev/null || true
+    wait $running 2> /dev/null || true
 }
 trap 'end_jobs; clock' EXIT
 trap 'exit 130' INT
@@ -257,4 +259,4 @@ every_seed score
 
 # The answers: study.json, study.md and plots. scripts/write_results.py --study puts them into docs/.
 clock
-python "$scripts/study_report.py" "$OUT" --size $SIZE
+python "$scripts/study_report.py" "$OUT" --size $SIZE --seeds $seeds

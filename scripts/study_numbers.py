@@ -1,19 +1,23 @@
 """The numbers of a study, from the scores of its items: what `study.json` holds.
 
-Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the language-only twin gets
-at least 60 % right on the selection half; grounding is the grounded pairs, the macro average over their kinds.
-Whatever is chosen (these paradigms, every alpha, the best of several merges) is chosen on the selection half, over all
-seeds together; every number that is reported is of the test half. Intervals of accuracies are 95 % bootstrap intervals
-over items and over seeds: as in babylm_vlm.evaluation.statistics items that share a pair are drawn together, and every
-resample is of as many seeds as there are, drawn with replacement.
+Two abilities are measured. Grammar is BLiMP, the macro average over the paradigms of which the ancestor gets at least
+60 % right on the selection half: it is no closer to the one twin than to the other. Grounding is the grounded pairs,
+the macro average over their kinds. Whatever is chosen (these paradigms, every alpha, the best of several merges) is
+chosen on the selection half, over all seeds together; every number that is reported is of the test half.
+
+Intervals of accuracies are 95 % bootstrap intervals over items; items that share a pair are drawn together, and with
+them the same items under all seeds. Where there are S > 1 seeds, half the width of Student's interval of their mean,
+t · sd / √S with S − 1 degrees of freedom, is added in quadrature: so few seeds cannot be resampled.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from study_score import DIALS, LANGUAGE, MILESTONE_ALPHAS
 
 from babylm_vlm.evaluation import accuracy, difference_interval
@@ -22,11 +26,14 @@ from babylm_vlm.evaluation.rows import json_rows
 from babylm_vlm.evaluation.statistics import interval
 from babylm_vlm.evaluation.tasks import Outcome, Sampling, task_of
 from babylm_vlm.merging.sweep import choose_alpha, rule_of
-from babylm_vlm.metrics.minimal_pair_accuracy.minimal_pair_accuracy import item_credit, paradigm_members
+from babylm_vlm.metrics.minimal_pair_accuracy.minimal_pair_accuracy import (
+    item_credit,
+    paradigm_means,
+    paradigm_members,
+)
 
-ABLE = 0.6  # accuracy of the language-only twin from which it can do a paradigm
+ABLE = 0.6  # accuracy of the ancestor from which it can do a paradigm
 KEEP = 0.95
-RESAMPLES = 2000
 TASKS = {"grammar": "blimp_filtered", "blimp": "blimp_filtered", "grounded": "grounded"}
 EXTRA = ("supplement_filtered", "entity_tracking", "wug_adj_nominalization", "reading", "lex-viz_vocab")
 EXTRA += ("captions", "text")
@@ -39,22 +46,32 @@ System = Callable[[str, str], np.ndarray]  # (part, task) to scores (items of al
 class Study:
     """Scores of a run of scripts/reproduce.sh. Items of several seeds follow each other, seed by seed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, seeds: Sequence[int]):
         self.folder = folder
-        self.seeds = sorted(folder.glob("seed*"))
+        self.seeds = [folder / f"seed{seed}" for seed in seeds]
         self.able: set[str] = set()
         self.items: dict[tuple[str, str], list[Outcome]] = {}
+        self.data: dict[tuple[str, str], dict] = {}
         self.scores = cache(self._scores)
 
     def outcomes(self, name: str, part: str, task: str) -> list[list[Outcome]]:
-        """Of every seed."""
-        return [read_items(items_file(seed / "scores" / name / part, task))[1] for seed in self.seeds]
+        """Of every seed.
+
+        Raises:
+            ValueError: they are of other data than those of other models or seeds.
+        """
+        found = []
+        for seed in self.seeds:
+            path = items_file(seed / "scores" / name / part, task)
+            measured, outcomes = read_items(path)
+            if measured["data_sha256"] != self.data.setdefault((part, task), measured["data_sha256"]):
+                raise ValueError(f"{path} is of other data than the same task elsewhere in {self.folder}.")
+            found.append(outcomes)
+        return found
 
     def _scores(self, name: str, part: str, task: str) -> np.ndarray:
         found = [outcome for outcomes in self.outcomes(name, part, task) for outcome in outcomes]
-        items = self.items.setdefault((part, task), [Outcome(o.uid, o.pair, (), {}) for o in found])
-        if [(item.uid, item.pair) for item in items] != [(o.uid, o.pair) for o in found]:
-            raise ValueError(f"The scores of {name} on {task} are of other items than those of other models.")
+        self.items.setdefault((part, task), [Outcome(o.uid, o.pair, (), {}) for o in found])
         return np.array([outcome.scores for outcome in found])
 
     def system(self, name: str) -> System:
@@ -76,44 +93,43 @@ class Study:
         scores = system(part, TASKS[ability])
         inside = self.chosen_items(part, ability, uids)
         items = [self.items[part, TASKS[ability]][i] for i in inside]
-        found = accuracy(scores[inside], items, resamples=1)
-        credit = item_credit(scores[inside])[0]
-        measured = {"accuracy": found.accuracy, "interval": self.interval(credit, items), "chance": found.chance}
+        found = accuracy(scores[inside], items)
+        low, high = self.over_seeds(
+            found.accuracy, found.interval, self.by_seed(item_credit(scores[inside])[0], items)
+        )
+        measured = {"accuracy": found.accuracy, "interval": (low, high), "chance": found.chance}
         return rounded(measured | {"items": len(inside) // len(self.seeds)})
 
     def difference(self, a: System, b: System, ability: str, uids: Sequence[str] | None = None) -> dict:
-        """Accuracy of A minus that of B on the test half, paired over items; also seed by seed."""
+        """Accuracy of A minus that of B on the test half, paired over items; also seed by seed.
+
+        The p-value is of the items, so there is none where several seeds are to be judged.
+        """
         scores = [system("test", TASKS[ability]) for system in (a, b)]
         inside = self.chosen_items("test", ability, uids)
-        items = self.items["test", TASKS[ability]]
-        there = [items[i] for i in inside]
-        found = difference_interval(*(s[inside] for s in scores), there, RESAMPLES).to_dict()
-        credit = [item_credit(s[inside])[0] for s in scores]
-        found["interval"] = self.interval(credit[0] - credit[1], there)
-        by_seed = []
-        for part in np.split(inside, len(self.seeds)):
-            parted = [s[part] for s in scores]
-            by_seed.append(difference_interval(*parted, [items[i] for i in part], resamples=1).difference)
-        return rounded(found | {"items": len(inside) // len(self.seeds), "by_seed": by_seed})
+        items = [self.items["test", TASKS[ability]][i] for i in inside]
+        found = difference_interval(*(s[inside] for s in scores), items).to_dict()
+        ours, theirs = (self.by_seed(item_credit(s[inside])[0], items) for s in scores)
+        by_seed = ours - theirs
+        found |= {"interval": self.over_seeds(found["difference"], found["interval"], by_seed)}
+        if len(self.seeds) > 1:
+            del found["p_value"]
+        return rounded(found | {"items": len(inside) // len(self.seeds), "by_seed": by_seed.tolist()})
 
-    def interval(self, values: np.ndarray, items: Sequence[Outcome]) -> tuple[float, float]:
-        """Of the macro average over paradigms, over items and over seeds; the top of this file says how.
+    def by_seed(self, values: np.ndarray, items: Sequence[Outcome]) -> np.ndarray:
+        """Macro average (seeds,) of what the items of all seeds, (n,), are worth."""
+        alone = len(items) // len(self.seeds)
+        members = paradigm_members([item.uid for item in items[:alone]])
+        return np.array([paradigm_means(part, members).mean() for part in values.reshape(-1, alone)])
 
-        Args:
-            values: (n,) what the items of all seeds are worth, seed by seed.
-            items: the n items.
-        """
-        by_seed = values.reshape(len(self.seeds), -1)
-        of_seeds = drawn(len(self.seeds), 0)
-        means = []
-        members = paradigm_members([item.uid for item in items[: by_seed.shape[1]]])
-        for place, inside in enumerate(members.values(), start=1):
-            _, cluster_of = np.unique([items[i].pair for i in inside], return_inverse=True)
-            sums = np.array([np.bincount(cluster_of, weights=values[inside]) for values in by_seed])
-            sizes = np.bincount(cluster_of)
-            of_clusters = drawn(len(sizes), place)
-            means.append((of_clusters @ sums.T * of_seeds).sum(axis=1) / (of_clusters @ sizes * len(self.seeds)))
-        return interval(np.mean(means, axis=0))
+    def over_seeds(self, value: float, over_items: Sequence[float], by_seed: np.ndarray) -> tuple[float, float]:
+        """An interval over items and seeds; the top of this file says how."""
+        count = len(by_seed)
+        spread = 0.0
+        if count > 1:
+            spread = float(stats.t.ppf(0.975, count - 1) * by_seed.std(ddof=1) / count**0.5)
+        low, high = over_items
+        return value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
 
     def differences(self, a: System, b: System) -> dict[str, dict]:
         return {ability: self.difference(a, b, ability) for ability in TASKS}
@@ -131,20 +147,12 @@ class Study:
         best = choose_alpha([{"alpha": i} | point["selection"] for i, point in enumerate(points)], f"keep:{KEEP}")
         return points[best]["name"], points
 
-    def find_able(self) -> None:
-        """Choose the paradigms by which grammar is measured."""
-        scores = self.scores("language", "selection", "blimp_filtered")
+    def able_by(self, name: str) -> set[str]:
+        """The paradigms of BLiMP of which a model gets enough right on the selection half."""
+        scores = self.scores(name, "selection", "blimp_filtered")
         found = accuracy(scores, self.items["selection", "blimp_filtered"]).paradigms
-        self.able = {uid for uid, row in found.items() if row.accuracy >= ABLE}
-        if not self.able:  # of a run that shows only that all works
-            self.able = set(found)
-
-
-@cache
-def drawn(number: int, place: int) -> np.ndarray:
-    """How often each of so many is drawn, as many draws in each resample: (RESAMPLES, number); at every place anew."""
-    generator = np.random.default_rng((0, place))
-    return generator.multinomial(number, np.full(number, 1 / number), size=RESAMPLES).astype(float)
+        able = {uid for uid, row in found.items() if row.accuracy >= ABLE}
+        return able or set(found)  # there are none in a run that shows only that all works
 
 
 def rounded(value):
@@ -156,15 +164,16 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
-def collect(folder: Path, size: str) -> dict:
+def collect(folder: Path, size: str, seeds: Sequence[int]) -> dict:
     """All numbers of a finished run.
 
     Args:
         folder: what scripts/reproduce.sh made.
         size: the name of the run's size.
+        seeds: those of its seeds that count.
     """
-    study = Study(folder)
-    study.find_able()
+    study = Study(folder, seeds)
+    study.able = study.able_by("ancestor")
     curves, chosen, systems = {}, {}, {name: study.system(name) for name in LANGUAGE}
     for dial, (eyes, _) in DIALS.items():
         alphas = sorted(float(path.name) for path in (study.seeds[0] / "scores" / dial).iterdir())
@@ -187,7 +196,7 @@ def collect(folder: Path, size: str) -> dict:
         "schema_version": 1,
         "size": size,
         "minutes": round(int((folder / "seconds").read_text()) / 60),
-        "seeds": [int(seed.name.removeprefix("seed")) for seed in study.seeds],
+        "seeds": list(seeds),
         "rule": rule_of(f"keep:{KEEP}"),
         "able": sorted(study.able),
         "models": training(study),
@@ -205,11 +214,15 @@ def collect(folder: Path, size: str) -> dict:
             **{f"{o} - text_captions": study.differences(systems[o], systems["text_captions"]) for o in ORDERS},
             **{f"merged {o} - {o}": study.differences(systems[f"merged {o}"], systems[o]) for o in (*ORDERS, "lora")},
             **{f"merged {o} - merged": study.differences(systems[f"merged {o}"], merged) for o in ORDERS},
+            "captions_text - mixed": study.differences(systems["captions_text"], systems["mixed"]),
+            "merged captions_text - merged mixed": study.differences(*(systems[f"merged {o}"] for o in ORDERS)),
             **{f"merged - {name}": study.differences(merged, systems[name]) for name in RIVALS},
         },
+        "by_choice": by_choice(study, systems, halves[0]),
         "phenomena": by_phenomenon(study, systems),
         "kinds": by_kind(study, systems),
         "milestones": milestones(study),
+        "captions_seen": captions_seen(study),
         "extra": extra(study, chosen["text_captions"]),
     }
 
@@ -227,6 +240,22 @@ def training(study: Study) -> dict[str, dict]:
         facts = {key: states[0][key] for key in ("parameters", "words_seen", "tokens_seen", "hardware", "versions")}
         found[name] = rounded(facts | {"minutes": minutes})
     return found
+
+
+def by_choice(study: Study, systems: dict[str, System], half: System) -> dict[str, dict]:
+    """How far the main differences depend on whose paradigms are taken: a model has an advantage on its own."""
+    multimodal, merged = systems["text_captions"], systems["merged text_captions"]
+    paradigms = {name: study.able_by(name) for name in ("ancestor", "language", "text_captions/1")}
+    paradigms["all"] = {item.uid for item in study.items["test", "blimp_filtered"]}
+    return {
+        name.removesuffix("/1"): {
+            "paradigms": len(uids),
+            "pictures": study.difference(multimodal, systems["language"], "blimp", sorted(uids)),
+            "merged - multimodal": study.difference(merged, multimodal, "blimp", sorted(uids)),
+            "half - multimodal": study.difference(half, multimodal, "blimp", sorted(uids)),
+        }
+        for name, uids in paradigms.items()
+    }
 
 
 def by_phenomenon(study: Study, systems: dict[str, System]) -> dict[str, dict]:
@@ -274,6 +303,13 @@ def milestones(study: Study) -> list[dict]:
         row = {"words": words, "alpha": alpha, "multimodal": test["1"], "merged": test[alpha]}
         rows.append(row | {"merged - multimodal": differences})
     return rows
+
+
+def captions_seen(study: Study) -> float:
+    """The share of the held-out captions that are, word for word, among the captions trained on."""
+    trained_on = set((study.folder / "data" / "captions.txt").read_text(encoding="utf-8").splitlines())
+    rows = [row for _, _, row in json_rows(study.folder / "data" / "extra" / "captions")]
+    return rounded(sum(row["sentence_good"] in trained_on for row in rows) / len(rows))
 
 
 def extra(study: Study, alpha: str) -> dict[str, dict]:

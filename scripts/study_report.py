@@ -42,6 +42,7 @@ NAMES = {
 }
 THINNED = {"supplement_filtered": "its supplement", "entity_tracking": "entity tracking"}
 THINNED |= {"wug_adj_nominalization": "WUG adjectives"}
+NO_BETTER = "on the selection half, none has more grammar and keeps 95 % of the gain in grounding"
 PLOTS = ("alpha", "trade", "phenomena", "milestones")
 
 
@@ -65,10 +66,10 @@ def change(difference: dict) -> str:
 
 
 def seeds_agreeing(difference: dict) -> str:
-    """In how many seeds the sign is that of the mean; nothing for a single seed."""
+    """In how many seeds a clear difference has the sign of the mean; nothing for a single seed."""
     values = difference["by_seed"]
     same = sum(value * difference["difference"] > 0 for value in values)
-    return f", in {same} of {len(values)} seeds" if len(values) > 1 else ""
+    return f", in {same} of {len(values)} seeds," if len(values) > 1 and is_clear(difference) else ""
 
 
 def compared(differences: dict[str, dict]) -> str:
@@ -89,8 +90,9 @@ def compared(differences: dict[str, dict]) -> str:
 def merge_at(alpha: str, differences: dict[str, dict]) -> str:
     """What a merge at the chosen alpha changes."""
     if alpha == "1":
-        return "no α below 1 is chosen: none has more grammar and keeps the grounding"
-    return f"at α = {alpha} grammar {change(differences['grammar'])} and grounding {change(differences['grounded'])}"
+        return f"no α below 1 is chosen: {NO_BETTER}"
+    grammar = f"{change(differences['grammar'])}{seeds_agreeing(differences['grammar'])}"
+    return f"at α = {alpha} grammar {grammar} and grounding {change(differences['grounded'])}"
 
 
 def joined(parts: list[str]) -> str:
@@ -100,9 +102,10 @@ def joined(parts: list[str]) -> str:
 def lost(study: dict) -> str:
     d = study["differences"]
     language, multimodal = (percent(study["table"][name]["grammar"]) for name in ("language", "text_captions"))
+    agreeing = seeds_agreeing(d["pictures"]["grammar"]).rstrip(",")
     return (
         f"From the language-only twin ({language}) to the multimodal one ({multimodal}) grammar "
-        f"{change(d['pictures']['grammar'])}{seeds_agreeing(d['pictures']['grammar'])}; over all paradigms of BLiMP, "
+        f"{change(d['pictures']['grammar'])}{agreeing}; over all paradigms of BLiMP, "
         f"those at chance included, it {change(d['pictures']['blimp'])}. With the captions' words alone, without "
         f"pictures, grammar {change(d['caption words']['grammar'])}, and when pictures are added to them it "
         f"{change(d['sight']['grammar'])}."
@@ -118,44 +121,74 @@ def phenomena(study: dict) -> str:
         ordered = sorted(chosen, key=lambda term: -abs(chosen[term]["difference"]))
         return joined([f"{term} ({points(chosen[term])})" for term in ordered])
 
+    given = f"clearly gives back: {listed('recovered', 1)}; and clearly takes away: {listed('recovered', -1)}"
+    if study["chosen"]["text_captions"] == "1":
+        given = "changes nothing, as no α below 1 is chosen"
     return (
-        f"Of {len(rows)} phenomena with paradigms that the language-only twin can do, grammar falls clearly in: "
-        f"{listed('lost', -1)}; and rises clearly in: {listed('lost', 1)}. Merging clearly gives back: "
-        f"{listed('recovered', 1)}; and clearly takes away: {listed('recovered', -1)}. (Of so many intervals, "
-        f"{0.05 * len(rows):.1f} would exclude zero by chance.)"
+        f"Of {len(rows)} phenomena with paradigms that the ancestor can do, grammar falls clearly in: "
+        f"{listed('lost', -1)}; and rises clearly in: {listed('lost', 1)}. Merging {given}. (Of so many intervals, "
+        f"{0.05 * len(rows):.1f} would exclude zero by chance in each comparison.)"
     )
 
 
 def recovered(study: dict) -> str:
     d, t, alpha = study["differences"], study["table"], study["chosen"]["text_captions"]
     merged, multimodal = t["merged text_captions"], t["text_captions"]
+    back, loss = (d[name]["grammar"] for name in ("merged - multimodal", "pictures"))
     shares = []
-    if is_clear(d["pictures"]["grammar"]) and d["pictures"]["grammar"]["difference"] < 0:
-        share = -d["merged - multimodal"]["grammar"]["difference"] / d["pictures"]["grammar"]["difference"]
-        shares.append(f"{100 * share:.0f} % of the grammar that was lost comes back")
-    else:
+    if not (is_clear(loss) and loss["difference"] < 0):
         shares.append("there was no clear loss that could come back")
+    elif is_clear(back) and back["difference"] > 0:
+        shares.append(
+            f"{-100 * back['difference'] / loss['difference']:.0f} % of the grammar that was lost comes back"
+        )
+    else:
+        shares.append("no clear part of the grammar that was lost comes back")
     gain = multimodal["grounded"]["accuracy"] - multimodal["grounded"]["chance"]
     if multimodal["grounded"]["interval"][0] > multimodal["grounded"]["chance"]:
         kept = (merged["grounded"]["accuracy"] - merged["grounded"]["chance"]) / gain
         shares.append(f"{100 * kept:.0f} % of the grounding above chance is kept")
     else:
         shares.append("the multimodal twin's grounding was not clearly above chance")
+    amount = "" if alpha == "1" else f": {' and '.join(shares)}"
     return (
-        f"Against the multimodal twin, {merge_at(alpha, d['merged - multimodal'])}"
-        f"{seeds_agreeing(d['merged - multimodal']['grammar'])}: {' and '.join(shares)}. Against the language-only "
+        f"Against the multimodal twin, {merge_at(alpha, d['merged - multimodal'])}{amount}. Against the language-only "
         f"twin, grammar {change(d['merged - language']['grammar'])}. (Whatever is chosen, "
         f"{merge_at('0.5', d['half - multimodal'])} against the multimodal twin.)"
     )
 
 
+BY_CHOICE = {
+    "ancestor": "those the ancestor can do (used here)",
+    "language": "those the language-only twin can do",
+    "text_captions": "those the multimodal twin can do",
+    "all": "all",
+}
+
+
+def choices(study: dict) -> list[str]:
+    """The main differences under other choices of the paradigms by which grammar is measured."""
+    alpha, rows = study["chosen"]["text_captions"], []
+    for name, row in study["by_choice"].items():
+        differences = [points(row[key]) for key in ("pictures", "merged - multimodal", "half - multimodal")]
+        rows.append([BY_CHOICE[name], str(row["paradigms"]), *differences])
+    header = ["paradigms", "number", "multimodal − language-only", f"merged (α = {alpha}) − multimodal"]
+    return table([*header, "merged (α = 0.5) − multimodal"], rows)
+
+
 def order(study: dict) -> list[str]:
-    d, chosen, lines = study["differences"], study["chosen"], []
-    for name, words in (("captions_text", "text after captions"), ("mixed", "mixing both")):
-        line = f"- Before merging, {words} {compared(d[f'{name} - text_captions'])} than captions after text. In its "
-        line += f"own merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}"
+    d, chosen, models = study["differences"], study["chosen"], study["models"]
+    lines = [
+        f"- Before merging, text after captions {compared(d['captions_text - mixed'])} than the same text mixed with "
+        f"them; after merging, the one {compared(d['merged captions_text - merged mixed'])} than the other."
+    ]
+    for name, words in (("captions_text", "text after captions"), ("mixed", "text mixed with captions")):
+        more = models[name]["words_seen"] - models["text_captions"]["words_seen"]
+        line = f"- With {more:,} words of text more than captions alone, {words} "
+        line += f"{compared(d[f'{name} - text_captions'])} before merging. "
+        line += f"In its own merge, {merge_at(chosen[name], d[f'merged {name} - {name}'])}"
         if not chosen[name] == chosen["text_captions"] == "1":
-            line += f"; the result {compared(d[f'merged {name} - merged'])} than the merge of captions after text"
+            line += f"; the result {compared(d[f'merged {name} - merged'])} than the merge of captions alone"
         lines.append(f"{line}.")
     return lines
 
@@ -175,7 +208,7 @@ def ancestry(study: dict) -> str:
 def one_alpha(study: dict) -> str:
     name = study["chosen"]["layers"]
     if name == "multimodal":
-        return "No plan with several α is chosen over the multimodal twin itself: none keeps enough of its grounding."
+        return f"No plan with several α is chosen over the multimodal twin itself: {NO_BETTER}."
     return (
         f"One global α {compared(study['differences']['merged - layers'])} than the best of the plans that give word "
         f"embeddings, first and last layer each their own ({name})."
@@ -193,6 +226,8 @@ def rivals(study: dict) -> list[str]:
             lines.append(f"- Against {words}: nothing is chosen over the multimodal twin itself on either side.")
             continue
         setting = "" if name == "mixed" else " (that is, the multimodal twin)" if itself else f" (at {chosen})"
+        if name == "merged lora":
+            setting = f" (at {chosen}; the LoRA twin's own grounding is {percent(study['table']['lora']['grounded'])})"
         lines.append(f"- Against {words}{setting}, the merge {compared(study['differences'][f'merged - {name}'])}.")
     return lines
 
@@ -304,13 +339,13 @@ def setting(study: dict) -> list[str]:
     first = next(iter(models.values()))
     minutes = sum(row["minutes"] for row in models.values())
     versions = ", ".join(f"{package} {number}" for package, number in first["versions"].items())
-    over_seeds = f" and over the {len(seeds)} seeds, too few for more than a rough idea" if len(seeds) > 1 else ""
+    over_seeds = ", widened by how much the seeds differ (Student's t)" if len(seeds) > 1 else ""
     return [
         f"`scripts/reproduce.sh`, SIZE={study['size']}: {models['language']['parameters'] / 1e6:.1f} million "
         f"parameters, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, on {devices(study)}, with {versions}; "
         f"{study['minutes']} minutes in all; training a seed's {len(models)} models takes {minutes:.0f} minutes if "
-        "they are added up, some of them side by side. All models but the independent one start from the ancestor, "
-        "and so have read its words too:",
+        "they are added up, by the clock, whatever else the machine did. All models but the independent one start "
+        "from the ancestor, and so have read its words too:",
         "",
         *table(
             ["model", "words read", "minutes", "tokens a second"],
@@ -324,7 +359,7 @@ def setting(study: dict) -> list[str]:
             ],
         ),
         "",
-        f"Grammar is the macro average over the {len(study['able'])} BLiMP paradigms of which the language-only twin "
+        f"Grammar is the macro average over the {len(study['able'])} BLiMP paradigms of which the ancestor "
         f"gets 60 % right on the selection half ({items['grammar']:,} test items, of {items['blimp']:,} in all); "
         f"grounding is that over the kinds of {items['grounded']:,} choices between captions of drawings "
         "(Nikolaus and Fourtassi 2021), mirrored, so that text alone is at exactly 50 %. All choices were made on the "
@@ -353,6 +388,11 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         *answer("How much does merging recover, at what cost to grounding?", recovered(study)),
         *alphas(study),
         "",
+        "How far this depends on the paradigms: a model has an advantage on those chosen by what it can do itself, so "
+        "that the twins are judged on their ancestor's. Differences in points:",
+        "",
+        *choices(study),
+        "",
         *answer("Does the order of the data matter?", *order(study), plot="trade"),
         *answer("Does a common ancestor?", ancestry(study)),
         *answer("Is one global α enough?", one_alpha(study)),
@@ -366,7 +406,9 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         "",
         *kinds(study),
         "",
-        "Tests on which nothing was chosen, and which are not cut in halves:",
+        "Tests on which nothing was chosen, and which are not cut in halves. Intervals are over items alone; those "
+        f"of correlations and ΔR² are means over seeds. {100 * study['captions_seen']:.0f} % of the held-out captions "
+        "are word for word among those trained on; their pictures are not:",
         "",
         *extras(study),
         "",
@@ -441,7 +483,7 @@ def draw_trade(study: dict, axes: plt.Axes) -> None:
         axes.scatter(x, y, marker=marker, color="0.15", s=36, label=NAMES[method], zorder=3)
     axes.axvline(50, color=GREY, linestyle=":", linewidth=1.2)
     axes.set(xlabel="grounding (%), test half; squares: α = 1", ylabel="grammar (%), test half")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_phenomena(study: dict, axes: plt.Axes) -> None:
@@ -457,20 +499,23 @@ def draw_phenomena(study: dict, axes: plt.Axes) -> None:
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(terms)), terms)
     axes.set(xlabel="difference in accuracy (points), 95 % intervals, test half")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 def draw_milestones(study: dict, axes: plt.Axes) -> None:
     words = [row["words"] for row in study["milestones"]]
-    for kind, line in (("multimodal", "--"), ("merged", "-")):
+    for kind, line, shift in (("multimodal", "--", 0.99), ("merged", "-", 1.01)):
         for ability, colour in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
             values, ends = bars([row[kind][ability] for row in study["milestones"]])
             style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4, "capsize": 2}
-            axes.errorbar(words, values, yerr=ends, label=f"{ability}, {kind}", **style)
+            places = [shift * number for number in words]  # a little apart
+            axes.errorbar(places, values, yerr=ends, label=f"{ability}, {kind}", **style)
     axes.axhline(50, color=GREY, linestyle=":", linewidth=1.2)
     axes.set(xlabel="words of captions read", ylabel="accuracy (%), test half")
     axes.set_xscale("log")
-    axes.legend(fontsize=8)
+    axes.set_xticks(words, [f"{number:,}" for number in words])
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
 
 
 def main() -> None:
@@ -479,8 +524,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--size", required=True, help="tiny, small, medium or full, as the run was")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    study = collect(options.run, options.size)
+    study = collect(options.run, options.size, options.seeds)
     (options.run / "study.json").write_text(json.dumps(study, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     lines = section(study, json.loads(PUBLISHED.read_text(encoding="utf-8")), "# The study")
     (options.run / "study.md").write_text("\n".join(lines), encoding="utf-8")
