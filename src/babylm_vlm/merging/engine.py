@@ -25,7 +25,10 @@ from .steps import Step
 from .weights import DTYPES, Weights, dtype_of, is_float
 
 BLOCK = 1 << 18
-"""Elements of a block: 1 MB in fp32, which stays in the processor's cache."""
+"""Elements of a block for PyTorch: 1 MB in fp32, which stays in the processor's cache."""
+
+NUMPY_BLOCK = 1 << 16
+"""For NumPy, whose steps have room of their own for results: of larger ones the system takes it back every time."""
 
 THREADS = 2
 
@@ -66,12 +69,12 @@ def stream(
         consume(step, first, _compute(step, plan, weights, first, count, add))
         return count * step.dtype.itemsize
 
-    add, context = _choose_kernel(steps, plan, weights)
+    add, block_size, context = _choose_kernel(steps, plan, weights)
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
     with bar, context as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
         try:
-            for done in pool.map(work, _blocks(steps)):
+            for done in pool.map(work, _blocks(steps, block_size)):
                 bar.update(done)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -79,18 +82,18 @@ def stream(
 
 def _choose_kernel(
     steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]
-) -> tuple[WeightedSum, AbstractContextManager]:
+) -> tuple[WeightedSum, int, AbstractContextManager]:
     """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch.
 
-    With it a context for the threads, which yields what each is to begin with.
+    With it the elements of a block, and a context for the threads, which yields what each is to begin with.
     """
     elements = sum(step.elements for step in steps if not step.copied)
     dtypes = {tensor.dtype.name for one in weights for tensor in one.stored.values()} | {plan.dtype}
     if elements <= PYTORCH_PAYS and len(plan.sources) <= MOST_MODELS and "float64" not in dtypes:
-        return weighted_sum, nullcontext()
+        return weighted_sum, NUMPY_BLOCK, nullcontext()
     from .in_memory import one_thread_each, weighted_sum_of_arrays
 
-    return weighted_sum_of_arrays, one_thread_each()
+    return weighted_sum_of_arrays, BLOCK, one_thread_each()
 
 
 def write_weights(
@@ -148,9 +151,9 @@ def _said(folder: Path) -> Iterator[None]:
         raise OSError(f"The merged weights cannot be written to {folder.parent}: {error.strerror}.") from error
 
 
-def _blocks(steps: Sequence[Step]) -> Iterator[tuple[Step, int, int]]:
+def _blocks(steps: Sequence[Step], block_size: int) -> Iterator[tuple[Step, int, int]]:
     for step in steps:
-        size = step.elements if step.vocabulary else BLOCK
+        size = step.elements if step.vocabulary else block_size
         for first in range(0, step.elements, max(size, 1)):
             yield step, first, min(size, step.elements - first)
 

@@ -40,9 +40,9 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], normalize:
             raise ValueError("The models hold different integers here, which cannot be interpolated.")
         return first.clone()
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    merged = torch.zeros(tensors[0].shape, dtype=exact, device=tensors[0].device)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        merged.add_(tensor.to(exact), alpha=weight)
+    merged = torch.zeros((), dtype=exact, device=tensors[0].device)  # takes the tensors' shape when the first is added
+    for place, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        merged = torch.add(merged, tensor.to(exact), alpha=weight, out=merged if place else None)
     if normalize:
         total = torch.tensor([list(weights)], dtype=exact).sum(dim=1).item()
         if total == 0:

@@ -42,9 +42,10 @@ def weighted_sum(arrays: Sequence[np.ndarray], weights: Sequence[float], normali
             raise ValueError("The models hold different integers here, which cannot be interpolated.")
         return first.copy()
     weights = [np.float32(weight) for weight in weights]
-    merged = np.zeros(first.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error elsewhere, with its name
-        for array, weight in zip(arrays, weights, strict=True):
+        product = np.multiply(first.astype(np.float32, copy=False), weights[0], dtype=np.float64)  # exact
+        merged = (product + 0.0).astype(np.float32)  # of the zeros here, zero and -0 add up to zero
+        for array, weight in zip(arrays[1:], weights[1:], strict=True):
             merged = _multiply_add(array.astype(np.float32, copy=False), weight, merged)
         if normalize:
             total = sum(weights, np.float32(0))
