@@ -25,6 +25,7 @@ from babylm_vlm.evaluation.output import items_file, read_items
 from babylm_vlm.evaluation.rows import json_rows
 from babylm_vlm.evaluation.statistics import interval
 from babylm_vlm.evaluation.tasks import Outcome, Sampling, task_of
+from babylm_vlm.files import words_seen
 from babylm_vlm.merging.sweep import choose_alpha, rule_of
 from babylm_vlm.metrics.minimal_pair_accuracy.minimal_pair_accuracy import (
     item_credit,
@@ -290,8 +291,7 @@ def milestones(study: Study) -> list[dict]:
     """Merging along training: at each checkpoint, what the alpha chosen for it wins and costs."""
     words_of = {}
     for place in (study.seeds[0] / "scores" / "milestones").iterdir():
-        number = place.name.removeprefix("chck_")
-        words_of[f"milestones/{place.name}"] = int(number.replace("M", "000000"))
+        words_of[f"milestones/{place.name}"] = words_seen(place.name)
     words_of["text_captions"] = training(study)["text_captions"]["words_seen"]
     rows = []
     for name, words in sorted(words_of.items(), key=lambda item: item[1]):

@@ -125,7 +125,21 @@ def test_checkpoints_whose_names_say_nothing_of_words(run, data, tmp_path):
     (run / "chck_1M").rename(run / "first")
     found = evaluate(run, data, tmp_path / "out", "first", predictions=True)
     assert found["complete"] and found["revisions"] == [{"name": "first", "words": None}]
-    assert (tmp_path / "out" / "curves.png").is_file() and "age_of_acquisition" not in found
+    assert not (tmp_path / "out" / "curves.png").exists() and "age_of_acquisition" not in found
+
+
+def test_checkpoints_of_fewer_than_a_million_words(run, data, tmp_path):
+    """`train checkpoint_words="[1_500]"` leaves `chck_1500`."""
+    (run / "chck_1M").rename(run / "chck_1500")
+    (run / "chck_2M").rename(run / "chck_40000")
+    found = curves.find_revisions(str(run))
+    assert [(one.name, one.words) for one in found] == [
+        ("chck_1500", 1500),
+        ("chck_40000", 40_000),
+        ("chck_10M", 10_000_000),
+    ]
+    evaluate(run, data, tmp_path / "out", "chck_1500,chck_40000")
+    assert (tmp_path / "out" / "curves.png").is_file()
 
 
 def test_a_repository_that_is_not_there(run_command, data, tmp_path):

@@ -266,7 +266,7 @@ def evaluate(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
     revisions: Annotated[
         str | None,
-        typer.Option("--revisions", help="all checkpoints chck_NM of a repository or run folder, or a list of them."),
+        typer.Option("--revisions", help="all checkpoints chck_… of a repository or run folder, or a list of them."),
     ] = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def words_seen(name: str) -> int | None:
+    """Words that a checkpoint has seen, as its name says: `chck_10M` and `chck_1500` do, of other names it is None."""
+    found = re.fullmatch(r"chck_(\d+)(M?)", name)
+    return int(found[1]) * (1_000_000 if found[2] else 1) if found else None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,10 +1,11 @@
 """Learning curves: every checkpoint of a run measured in one process, its data read and tokenized once.
 
-A run is a repository on the Hub with branches `chck_1M`, `chck_2M`, … (the number is of words seen), or a folder with
-such subfolders. What an evaluation leaves in its folder (output.py) is here in one subfolder per revision; beside them
+A run is a repository on the Hub with branches `chck_1M`, `chck_2M`, … (of so many words seen; `chck_1500` of 1,500),
+or a folder with such subfolders. What an evaluation leaves in its folder (output.py) is here in one subfolder per
+revision; beside them
 
 curves.json              every number at every revision, ages of acquisition, scores as the leaderboard takes them
-curves.png               a panel per number, by words seen
+curves.png               a panel per number, by words seen, where names say how many
 predictions/             if asked for: the official tree of every revision, and parts of the collated file
 
 `curves.json` is written anew after every checkpoint: a run that was cut off goes on from there with the same command.
@@ -12,7 +13,6 @@ predictions/             if asked for: the official tree of every revision, and 
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from ..files import named_source
+from ..files import named_source, words_seen
 from . import aoa
 from .choices import Item
 from .evaluate import Benchmarks, check_any_done, evaluate_model, load_model, read_benchmarks
@@ -36,7 +36,6 @@ from .tasks import AOA, FOLDERS, READING, WUG_ADJ, WUG_PAST, Sampling, task_of
 
 SCHEMA_VERSION = 1
 CURVES_FILE = "curves.json"
-CHECKPOINT = re.compile(r"chck_(\d+)M")
 STRICT_SMALL = [f"chck_{words}M" for words in (*range(1, 10), *range(10, 101, 10))]
 STRICT = [*STRICT_SMALL, *(f"chck_{words}M" for words in range(200, 1001, 100))]
 FAST_FOLDERS = [name for name in FOLDERS if name.endswith("_fast")] + [
@@ -61,9 +60,8 @@ class Revision:
 
     @property
     def words(self) -> int | None:
-        """Words seen, as the name `chck_NM` says; None for other names."""
-        found = CHECKPOINT.fullmatch(self.name)
-        return int(found[1]) * 1_000_000 if found else None
+        """Words seen, as the name says; None if it does not."""
+        return words_seen(self.name)
 
 
 def find_revisions(model: str, asked: str = "all") -> list[Revision]:
@@ -71,7 +69,7 @@ def find_revisions(model: str, asked: str = "all") -> list[Revision]:
 
     Args:
         model: folder or Hub id of the run.
-        asked: `all` that are named `chck_NM`, or names with commas.
+        asked: `all` whose names say how many words they have seen, or names with commas.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
@@ -85,7 +83,7 @@ def find_revisions(model: str, asked: str = "all") -> list[Revision]:
     else:
         names = _branches(model)
     if asked == "all":
-        names = [name for name in names if CHECKPOINT.fullmatch(name)]
+        names = [name for name in names if words_seen(name) is not None]
     if not names:
         raise ValueError(f"{model} has no checkpoints named chck_1M, chck_2M, …; name its revisions, with commas.")
     for name in names:
@@ -188,7 +186,11 @@ def evaluate_revisions(
     if predictions:
         curves["predictions"] += _write_predictions(output_dir, model, tasks, benchmarks, results, collated)
     curves["complete"] = not curves["failed"]
-    plot_curves(curves, output_dir / "curves.png")
+    plot = output_dir / "curves.png"
+    if any(revision["words"] is not None for revision in curves["revisions"]):
+        plot_curves(curves, plot)
+    else:
+        plot.unlink(missing_ok=True)
     _write_curves(output_dir, curves)
     return curves
 

@@ -26,7 +26,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import named_source, sha256, weight_files, weights_sha256
+from ..files import named_source, sha256, weight_files, weights_sha256, words_seen
 from .cards import FACTS_FILE, MARK, eval_results, render_card, result_rows
 
 TRAVELS = (
@@ -226,10 +226,8 @@ def _read_checkpoint(
 
 
 def _words(checkpoint: Path) -> tuple[int, str]:
-    """Words seen, from a name such as `chck_10M`."""
-    number = checkpoint.name.removeprefix("chck_")
-    words = int(number.removesuffix("M")) if number.removesuffix("M").isdecimal() else 0
-    return words * (1_000_000 if number.endswith("M") else 1), number
+    """Words seen by a checkpoint such as `chck_10M`, to sort by; of other names 0."""
+    return words_seen(checkpoint.name) or 0, checkpoint.name
 
 
 def _read_revision(folder: Path, repo_id: str, branch: str, results: Path, published: Mapping[str, str]) -> Revision:
