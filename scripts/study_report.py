@@ -209,15 +209,17 @@ def one_alpha(study: dict) -> str:
     name = study["chosen"]["layers"]
     if name == "multimodal":
         return f"No plan with several α is chosen over the multimodal twin itself: {NO_BETTER}."
+    itself = " (that is, the multimodal twin itself)" if study["chosen"]["text_captions"] == "1" else ""
     return (
-        f"One global α {compared(study['differences']['merged - layers'])} than the best of the plans that give word "
-        f"embeddings, first and last layer each their own ({name})."
+        f"One global α{itself} {compared(study['differences']['merged - layers'])} than the best of the plans that "
+        f"give word embeddings, first and last layer each their own ({name})."
     )
 
 
 def rivals(study: dict) -> list[str]:
     names = {"mixed": "replay (the mixed twin, unmerged)", "ensemble": "the ensemble of both, at twice the cost"}
     names |= {"merged lora": "the LoRA dial", "slerp": "slerp", "ties": "TIES", "task_arithmetic": "task arithmetic"}
+    ours = "multimodal twin, as no α below 1 is chosen," if study["chosen"]["text_captions"] == "1" else "merge"
     lines = []
     for name, words in names.items():
         chosen = study["chosen"][name.removeprefix("merged ")]
@@ -228,7 +230,7 @@ def rivals(study: dict) -> list[str]:
         setting = "" if name == "mixed" else " (that is, the multimodal twin)" if itself else f" (at {chosen})"
         if name == "merged lora":
             setting = f" (at {chosen}; the LoRA twin's own grounding is {percent(study['table']['lora']['grounded'])})"
-        lines.append(f"- Against {words}{setting}, the merge {compared(study['differences'][f'merged - {name}'])}.")
+        lines.append(f"- Against {words}{setting}, the {ours} {compared(study['differences'][f'merged - {name}'])}.")
     return lines
 
 

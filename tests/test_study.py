@@ -187,7 +187,7 @@ def test_a_choice_of_the_multimodal_twin_on_both_sides_is_no_comparison(report):
     study["chosen"] |= {"text_captions": "1", "ensemble": "1", "captions_text": "1"}
     rivals = "\n".join(study_report.rivals(study))
     assert "Against the ensemble of both, at twice the cost: nothing is chosen over the multimodal twin" in rivals
-    assert "Against TIES: nothing is chosen" in rivals and "Against slerp (at 0.5), the merge" in rivals
+    assert "Against TIES: nothing is chosen" in rivals and "Against slerp (at 0.5), the multimodal twin, as" in rivals
     assert study_report.order(study)[1].endswith(f"no α below 1 is chosen: {study_report.NO_BETTER}.")
     assert "comes back" not in study_report.recovered(study) and "changes nothing" in study_report.phenomena(study)
 
