@@ -391,7 +391,8 @@ def section(study: dict, published: dict, title: str = "## The study") -> list[s
         *alphas(study),
         "",
         "How far this depends on the paradigms: a model has an advantage on those chosen by what it can do itself, so "
-        "that the twins are judged on their ancestor's. Differences in points:",
+        "that the twins are judged on their ancestor's. (For small and medium this rule replaced the choice by the "
+        "language-only twin after results under it had been seen; both are here.) Differences in points:",
         "",
         *choices(study),
         "",
