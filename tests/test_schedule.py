@@ -17,8 +17,9 @@ from transformers import AutoTokenizer
 
 from babylm_vlm.data.packing import PackingCollator
 from babylm_vlm.data.text import TextBlocks, count_words, read_sentences, tokenize_and_count
+from babylm_vlm.files import checkpoint_name, words_seen
 from babylm_vlm.training.recipe import make_recipe, training_arguments
-from babylm_vlm.training.schedule import BABYLM, Schedule, checkpoint_name, checkpoint_steps, make_schedule
+from babylm_vlm.training.schedule import BABYLM, Schedule, checkpoint_steps, make_schedule
 from babylm_vlm.training.train import train
 
 RECIPE = {
@@ -178,6 +179,7 @@ def test_a_budget_is_printed_by_source_and_kept(tmp_path, capsys):
 
 def test_the_challenges_checkpoints():
     names = [checkpoint_name(number) for number in BABYLM]
+    assert [words_seen(name) for name in names] == BABYLM and words_seen(checkpoint_name(1500)) == 1500
     assert len(names) == 28 and names[8:11] == ["chck_9M", "chck_10M", "chck_20M"] and names[-1] == "chck_1000M"
     million = np.arange(0, 99_700_001, 100_000)  # ten passes over nearly ten million words
     steps = checkpoint_steps("babylm", million)

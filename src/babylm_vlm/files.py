@@ -123,6 +123,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_name(words: int) -> str:
+    """`chck_1M` for a million words, as the challenge names its branches; `chck_1500` for 1,500."""
+    return f"chck_{words // 1_000_000}M" if words % 1_000_000 == 0 else f"chck_{words}"
+
+
 def words_seen(name: str) -> int | None:
     """Words that a checkpoint has seen, as its name says: `chck_10M` and `chck_1500` do, of other names it is None."""
     found = re.fullmatch(r"chck_(\d+)(M?)", name)

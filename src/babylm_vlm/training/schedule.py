@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from ..data.captions import CaptionBlocks, CaptionRows
 from ..data.text import TextBlocks
+from ..files import checkpoint_name
 from .recipe import Recipe
 
 NEARLY = 0.95  # a corpus "of 10M words" rarely has exactly that many
@@ -203,8 +204,3 @@ def checkpoint_steps(wanted: str | list[int] | None, words: np.ndarray) -> dict[
         if step < len(words) - 1 or words[-1] >= NEARLY * number:
             steps.setdefault(step, []).append(checkpoint_name(number))
     return steps
-
-
-def checkpoint_name(words: int) -> str:
-    """`chck_1M` for a million words, as the challenge names its branches; `chck_1500` for 1,500."""
-    return f"chck_{words // MILLION}M" if words % MILLION == 0 else f"chck_{words}"
