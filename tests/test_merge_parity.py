@@ -100,15 +100,16 @@ filtered = st.lists(
 dtype_or_none = st.sampled_from([None, *DTYPES, "float64"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     weights=st.lists(value | filtered, min_size=1, max_size=3),
     kind=st.tuples(st.sampled_from(sorted(DTYPES)), st.booleans()),
     normalize=st.booleans(),
     dtypes=st.tuples(dtype_or_none, dtype_or_none),
     shard=st.sampled_from(["5GB", "3KB"]),
+    large=st.booleans(),
 )
-def test_linear_merges_are_mergekits(tmp_path_factory, llamas, weights, kind, normalize, dtypes, shard):
+def test_linear_merges_are_mergekits(tmp_path_factory, llamas, weights, kind, normalize, dtypes, shard, large):
     folder = tmp_path_factory.mktemp("parity")
     paths = llamas[kind][: len(weights)]
     plan = {
@@ -118,7 +119,12 @@ def test_linear_merges_are_mergekits(tmp_path_factory, llamas, weights, kind, no
         "parameters": {"normalize": normalize},
         **{key: name for key, name in zip(("dtype", "out_dtype"), dtypes, strict=True) if name},
     }
-    assert_same(ours(plan, folder / "ours", max_shard_size=shard), mergekit(plan, folder / "theirs"))
+    with pytest.MonkeyPatch.context() as patch:
+        if large:  # as a merge of large models: with PyTorch, and in many blocks
+            for name, elements in {"PYTORCH_PAYS": 0, "BLOCK": 100}.items():
+                patch.setattr(f"babylm_vlm.merging.engine.{name}", elements)
+        merged = ours(plan, folder / "ours", max_shard_size=shard)
+    assert_same(merged, mergekit(plan, folder / "theirs"))
     assert (len(weight_files(folder / "ours")) > 1) == (shard == "3KB")
     AutoModelForCausalLM.from_pretrained(folder / "ours")
 

@@ -3,10 +3,12 @@
 Run: pytest tests/test_merging.py
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from babylm_vlm.merging import interpolate, kernel, linear_plan_yaml, merge, read_plan
 from babylm_vlm.merging.in_memory import blend, weighted_sum_of_arrays
-from babylm_vlm.merging.weights import dtype_of
+from babylm_vlm.merging.weights import Room, StoredTensor, dtype_of
 
 PLANS = Path(__file__).parent.parent / "merge_configs"
 MERGE_CONFIGS = [PLANS / f"{name}.yaml" for name in ("attention", "embeddings", "layers", "linear")]
@@ -172,7 +174,7 @@ def test_arithmetic_without_pytorch_is_the_same_to_the_bit(weights, bits, expone
     numpy_type = dtype_of(dtype)
     arrays = [tensor.view(torch.uint8).numpy().view(numpy_type) for tensor in tensors]
     try:
-        expected = weighted_sum_of_arrays(arrays, weights, normalize)
+        expected = weighted_sum_of_arrays(arrays, weights, normalize, Room())
     except ValueError as error:
         with pytest.raises(ValueError, match=str(error)):
             kernel.weighted_sum(arrays, weights, normalize)
@@ -313,6 +315,36 @@ def test_sharded_input(pair, shards):
     assert not list(Path("merged").glob("*index*"))
 
 
+@pytest.mark.parametrize("elements", [0, 10**9], ids=["with PyTorch", "without"])
+def test_files_that_are_read_from_end_to_end_are_hashed_on_the_way(pair, monkeypatch, elements):
+    for name, size in {"PYTORCH_PAYS": elements, "BLOCK": 10, "NUMPY_BLOCK": 10}.items():
+        monkeypatch.setattr(f"babylm_vlm.merging.engine.{name}", size)
+    write_checkpoint(pair / "sharded", tensors(1, projector=True), shards=3)
+    plan = read_plan(write_plan(linear_plan_yaml("sharded", "language", 0.3)))
+    files = [*sorted((pair / "sharded").glob("*.safetensors")), pair / "language" / "model.safetensors"]
+    hashes = {file.resolve(): digest for file, digest in merge(plan, Path("merged")).items()}
+    assert hashes == {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_files_that_are_not_read_whole_or_not_in_their_order_are_not_hashed_on_the_way(pair):
+    file = Path("language/model.safetensors")
+    named = load_file(file)
+    end, header, data = 0, {}, b""
+    for name in (NORM, EMBED):  # the library would write the second first
+        bits = named[name].numpy().tobytes()
+        place = [end, end := end + len(bits)]
+        header[name] = {"dtype": "F32", "shape": list(named[name].shape), "data_offsets": place}
+        data += bits
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    hashes = merge(linear_plan(), Path("merged"))
+    assert [file.parent.name for file in hashes] == ["multimodal"]
+    assert_same(load_file("merged/model.safetensors"), interpolate(tensors(1, projector=True), tensors(2), 0.3))
+    everything_from_language = linear_plan_yaml("multimodal", "language", 0.3).replace("value: 0.3", "value: 0.0")
+    hashes = merge(read_plan(write_plan(everything_from_language.replace("0.7", "1.0"))), Path("copied"))
+    assert hashes == {}
+
+
 def test_nothing_is_dropped(pair):
     for folder, extra in (("multimodal", "model.extra.weight"), ("language", "model.other.weight")):
         path = Path(folder, "model.safetensors")
@@ -381,6 +413,22 @@ def test_bad_weights_are_named_and_nothing_is_left(pair, damage, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         merge(linear_plan(), Path("merged"))
     assert sorted(path for path in pair.rglob("*") if path.name != "plan.yaml") == before
+
+
+def test_a_block_that_cannot_be_read_ends_the_other_thread_too(pair, monkeypatch):
+    monkeypatch.setattr("babylm_vlm.merging.engine.NUMPY_BLOCK", 10)
+    read = StoredTensor.read
+
+    def fail_at_thirty(self, first, count, block=None):
+        if first == 30:
+            time.sleep(0.1)  # the other thread now waits for its turn
+            raise ValueError("no such block")
+        return read(self, first, count, block)
+
+    monkeypatch.setattr(StoredTensor, "read", fail_at_thirty)
+    with pytest.raises(ValueError, match="no such block"):
+        merge(linear_plan(), Path("merged"))
+    assert not Path("merged").exists()
 
 
 def test_an_error_halfway_leaves_nothing(pair):

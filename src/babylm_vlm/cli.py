@@ -149,8 +149,8 @@ def merge(
         from .hub.push import push as run_push
 
         check_repo_id(push_to)
-    linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
-    write_merged_card(output_dir, read)
+    hashes = linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
+    write_merged_card(output_dir, read, hashes=hashes)
     names = [source.name for source in read.sources]
     if not as_json:
         print(f"{output_dir}: merged from {' and '.join(names)}.")

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,14 +160,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no weights: neither {SINGLE} nor {INDEX} is there.")
 
 
-def weights_sha256(folder: Path) -> str:
+def weights_sha256(folder: Path, known: Mapping[Path, str] | None = None) -> str:
     """Hexadecimal SHA-256 of a checkpoint's weights: of its one file, or, of shards, of what `sha256sum` prints.
 
-    The second is `sha256sum model-*.safetensors | sha256sum` in the folder.
+    The second is `sha256sum model-*.safetensors | sha256sum` in the folder. `known` are hashes of files, if there are.
     """
-    files = weight_files(folder)
+    files, known = weight_files(folder), known or {}
     with ThreadPoolExecutor(2) as pool:
-        hashes = list(pool.map(sha256, files))
+        hashes = list(pool.map(lambda file: known.get(file) or sha256(file), files))
     if len(files) == 1:
         return hashes[0]
     lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(hashes, files, strict=True))

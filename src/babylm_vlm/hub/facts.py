@@ -1,7 +1,7 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..files import weights_sha256
@@ -58,7 +58,11 @@ def write_trained_card(folder: Path, results: list[dict] | None = None) -> None:
 
 
 def write_merged_card(
-    folder: Path, plan: MergePlan, alpha_choice: str | None = None, results: list[dict] | None = None
+    folder: Path,
+    plan: MergePlan,
+    alpha_choice: str | None = None,
+    results: list[dict] | None = None,
+    hashes: Mapping[Path, str] | None = None,
 ) -> None:
     """Card of a merge from its plan and from what its parents' folders say of themselves.
 
@@ -67,12 +71,12 @@ def write_merged_card(
         plan: what was merged.
         alpha_choice: a sentence that says how alpha was chosen.
         results: rows of {task, split, accuracy, interval, chance, items}.
+        hashes: of the parents' weights files, those that `merge` returned.
     """
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
     if len(parents) != 2 or len(plan.sources) != 2:
         return  # the template speaks of a multimodal and a language-only model
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(weights_sha256, [source.folder for source in parents.values()]))
+    digests = [weights_sha256(source.folder, hashes) for source in parents.values()]
     states = {
         role: read_json(source.folder / STATE_FILE)
         for role, source in parents.items()
@@ -93,7 +97,7 @@ def write_merged_card(
             **{role: public_name(source.name) for role, source in parents.items()},
             "parents": [
                 {"role": role, "name": public_name(source.name), "commit": source.commit, "sha256": digest}
-                for (role, source), digest in zip(parents.items(), hashes, strict=True)
+                for (role, source), digest in zip(parents.items(), digests, strict=True)
             ],
             "data": [
                 source | {"parent": role, "name": public_name(source["name"])}

@@ -2,6 +2,7 @@
 
 - Two threads each read, compute and write whole blocks, so that reading, arithmetic and writing overlap. Arithmetic
   and system calls release the interpreter's lock; PyTorch's own threads are off, blocks are small enough.
+- A thread uses the same memory for every block. What is read is hashed on the way.
 - Importing PyTorch takes as long as merging hundreds of millions of weights without it: it is used for more than that.
 - A NaN or an infinity anywhere is an error that names the tensor and the model.
 - Embeddings that are matched by token need rows from anywhere, so those tensors are one block each.
@@ -10,22 +11,26 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm import tqdm
 
 from ..files import INDEX
+from .hashing import HashedReads
 from .kernel import MOST_MODELS, convert, weighted_sum
 from .plan import MergePlan
 from .steps import Step
-from .weights import DTYPES, Weights, dtype_of, is_float
+from .weights import DTYPES, Room, Weights, dtype_of, is_float
 
-BLOCK = 1 << 18
-"""Elements of a block for PyTorch: 1 MB in fp32, which stays in the processor's cache."""
+BLOCK = 1 << 19
+"""Elements of a block for PyTorch: 2 MB in fp32, which stays in the processor's cache."""
 
 NUMPY_BLOCK = 1 << 16
 """For NumPy, whose steps have room of their own for results: of larger ones the system takes it back every time."""
@@ -49,6 +54,7 @@ def stream(
     weights: Sequence[Weights],
     consume: Callable[[Step, int, np.ndarray], None],
     label: str,
+    hashed: HashedReads | None = None,
 ) -> None:
     """Compute every tensor block by block and hand each block on.
 
@@ -57,31 +63,50 @@ def stream(
         plan: gives normalization, dtype and the models' names.
         weights: of the plan's sources.
         consume: called as `consume(step, first, block)` with `block` holding the elements from `first` on, flat; from
-            several threads, in any order.
+            several threads, in any order. The block's memory is used again afterwards.
         label: of the progress bar, which appears after two seconds.
+        hashed: gets every block that is read.
 
     Raises:
         ValueError: a tensor is not finite, integers differ, or a file ends early.
     """
+    hashed = hashed or HashedReads((), ())
+    room, lock = Room(), Lock()
+    add, block_size, context = _choose_kernel(steps, plan, weights, room)
+    blocks: SimpleQueue[tuple[Step, int, int]] = SimpleQueue()
+    for block in _blocks(steps, block_size):
+        blocks.put(block)
 
-    def work(block: tuple[Step, int, int]) -> int:
-        step, first, count = block
-        consume(step, first, _compute(step, plan, weights, first, count, add))
-        return count * step.dtype.itemsize
+    def work() -> None:
+        while (block := _next(blocks)) is not None:
+            step, first, count = block
+            read = _read(step, plan, weights, first, count, room, hashed)
+            consume(step, first, _compute(step, plan, read, add))
+            with lock:
+                bar.update(count * step.dtype.itemsize)
 
-    add, block_size, context = _choose_kernel(steps, plan, weights)
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
     with bar, context as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
+        working = [pool.submit(work) for _ in range(THREADS)]
         try:
-            for done in pool.map(work, _blocks(steps, block_size)):
-                bar.update(done)
+            for thread in as_completed(working):
+                thread.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            while _next(blocks) is not None:  # after an error there is nothing left to do for the others
+                pass
+            hashed.stop()
+
+
+def _next(blocks: SimpleQueue) -> tuple[Step, int, int] | None:
+    try:
+        return blocks.get_nowait()
+    except Empty:
+        return None
 
 
 def _choose_kernel(
-    steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights]
+    steps: Sequence[Step], plan: MergePlan, weights: Sequence[Weights], room: Room
 ) -> tuple[WeightedSum, int, AbstractContextManager]:
     """The arithmetic without PyTorch, but for what is large, of many models or in fp64: that with PyTorch.
 
@@ -93,7 +118,7 @@ def _choose_kernel(
         return weighted_sum, NUMPY_BLOCK, nullcontext()
     from .in_memory import one_thread_each, weighted_sum_of_arrays
 
-    return weighted_sum_of_arrays, BLOCK, one_thread_each()
+    return partial(weighted_sum_of_arrays, room=room), BLOCK, one_thread_each()
 
 
 def write_weights(
@@ -102,8 +127,11 @@ def write_weights(
     weights: Sequence[Weights],
     folder: Path,
     max_shard_size: str | int = MAX_SHARD_SIZE,
-) -> None:
+) -> dict[Path, str]:
     """Carry out the steps into safetensors files in a folder: one, or several with an index.
+
+    Returns:
+        SHA-256 of the files that were read from end to end.
 
     Raises:
         OSError: the files cannot be written; the message says which.
@@ -115,7 +143,7 @@ def write_weights(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    by_name = {step.name: step for step in steps}
+    by_name, hashed = {step.name: step for step in steps}, HashedReads(steps, weights)
     files: dict[str, int] = {}
     places: dict[str, tuple[int, int]] = {}
 
@@ -130,7 +158,7 @@ def write_weights(
                 files[name] = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 offsets = _write_header(files[name], [by_name[tensor] for tensor in tensors])
                 places |= {tensor: (files[name], offset) for tensor, offset in offsets.items()}
-        stream(steps, plan, weights, write, "Merging")
+        stream(steps, plan, weights, write, "Merging", hashed)
         with _said(folder):
             for file in files.values():
                 os.fsync(file)
@@ -140,6 +168,7 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return hashed.sha256()
 
 
 @contextmanager
@@ -158,14 +187,29 @@ def _blocks(steps: Sequence[Step], block_size: int) -> Iterator[tuple[Step, int,
             yield step, first, min(size, step.elements - first)
 
 
-def _compute(
-    step: Step, plan: MergePlan, weights: Sequence[Weights], first: int, count: int, add: WeightedSum
-) -> np.ndarray:
-    """Elements `first` to `first + count` of the merged tensor, flat."""
+def _read(
+    step: Step,
+    plan: MergePlan,
+    weights: Sequence[Weights],
+    first: int,
+    count: int,
+    room: Room,
+    hashed: HashedReads,
+) -> list[np.ndarray]:
+    """Elements `first` to `first + count` of a tensor in each of its sources, flat, in the plan's dtype."""
     if step.vocabulary:
-        blocks = [_aligned(step, plan, weights, place) for place in step.sources]
-    else:
-        blocks = [_to_plan(weights[place].stored[step.name].read(first, count), plan) for place in step.sources]
+        return [_aligned(step, plan, weights, place) for place in step.sources]
+    blocks = []
+    for place in step.sources:
+        tensor = weights[place].stored[step.name]
+        block = tensor.read(first, count, room.array(place, count, tensor.dtype))
+        hashed.add(tensor, first, block)
+        blocks.append(_to_plan(block, plan))
+    return blocks
+
+
+def _compute(step: Step, plan: MergePlan, blocks: Sequence[np.ndarray], add: WeightedSum) -> np.ndarray:
+    """The same elements of the merged tensor."""
     if step.copied:
         merged = blocks[0]
     else:

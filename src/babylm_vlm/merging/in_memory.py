@@ -7,7 +7,7 @@ the results agree bit for bit, and `kernel.weighted_sum` gives the same without 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -15,9 +15,15 @@ from torch import Tensor
 
 from .plan import PROJECTOR, check_alpha
 from .steps import shape_error
+from .weights import Room
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], normalize: bool = True) -> Tensor:
+def weighted_sum(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    normalize: bool = True,
+    room: Callable[[str, torch.dtype], Tensor] | None = None,
+) -> Tensor:
     """`sum(weights[i] * tensors[i])`, divided by the sum of the weights where `normalize`.
 
     Integer and boolean tensors cannot be summed: they must be equal.
@@ -26,30 +32,38 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float], normalize:
         tensors: of one shape.
         weights: one for each tensor.
         normalize: divide by the sum of the weights.
+        room: gives tensors of that shape to compute in, by name and dtype; by default they are new.
 
     Returns:
-        A new tensor in the widest of the dtypes.
+        A new tensor, or one of `room`, in the widest of the dtypes.
 
     Raises:
         ValueError: integer tensors differ, or the weights to be normalized sum to 0.
     """
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    first, dtype = tensors[0], reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     if not dtype.is_floating_point:
-        first = tensors[0]
         if any(tensor.dtype != first.dtype or not torch.equal(tensor, first) for tensor in tensors):
             raise ValueError("The models hold different integers here, which cannot be interpolated.")
         return first.clone()
+    if room is None:
+        room = partial(_new, first)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    merged = torch.zeros((), dtype=exact, device=tensors[0].device)  # takes the tensors' shape when the first is added
+    merged, zero = room("sum", exact), torch.zeros((), dtype=exact, device=first.device)
     for place, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
-        merged = torch.add(merged, tensor.to(exact), alpha=weight, out=merged if place else None)
+        if tensor.dtype != exact:
+            tensor = room("part", exact).copy_(tensor)
+        torch.add(merged if place else zero, tensor, alpha=weight, out=merged)
     if normalize:
         total = torch.tensor([list(weights)], dtype=exact).sum(dim=1).item()
         if total == 0:
             raise ValueError("The weights of the models sum to 0 here, so they cannot be normalized.")
         if total != 1:
             merged.div_(total)
-    return merged.to(dtype)
+    return merged if dtype == exact else room("rounded", dtype).copy_(merged)
+
+
+def _new(like: Tensor, _name: str, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(like, dtype=dtype)
 
 
 def blend(a: Tensor, b: Tensor, weights: tuple[float, float], normalize: bool = True) -> Tensor:
@@ -103,9 +117,15 @@ def _some(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
 
 
-def weighted_sum_of_arrays(arrays: Sequence[np.ndarray], weights: Sequence[float], normalize: bool) -> np.ndarray:
-    """`weighted_sum`, of arrays and with an array for a result."""
-    merged = weighted_sum([as_tensor(array) for array in arrays], weights, normalize)
+def weighted_sum_of_arrays(
+    arrays: Sequence[np.ndarray], weights: Sequence[float], normalize: bool, room: Room
+) -> np.ndarray:
+    """`weighted_sum` of flat arrays, in the memory of `room`, where the result stands until the next call."""
+
+    def tensor(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(room.array(name, arrays[0].size * dtype.itemsize)).view(dtype)
+
+    merged = weighted_sum([as_tensor(array) for array in arrays], weights, normalize, tensor)
     return merged.view(torch.int16).numpy().view(arrays[0].dtype) if merged.itemsize == 2 else merged.numpy()
 
 

@@ -30,7 +30,7 @@ def merge(
     allow_missing: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
-) -> None:
+) -> dict[Path, str]:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
     Everything of the base model but its weights, model card and training state is copied along, and the plan is stored
@@ -43,6 +43,9 @@ def merge(
         allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
+
+    Returns:
+        SHA-256 of the parents' weights files, of those that were read from end to end.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
@@ -60,11 +63,13 @@ def merge(
         with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
             copy_rest(folded, folder)
             if plan.native:
-                write_weights(steps, folded, weights, folder, max_shard_size)
+                hashes = write_weights(steps, folded, weights, folder, max_shard_size)
             else:
+                hashes = {}
                 _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
             set_vocabulary_size(folder)
             sync_folder(folder)
+    return hashes
 
 
 def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:

@@ -115,8 +115,8 @@ def sweep(
         plot_pareto(curve, alpha, folder / "pareto.png")
         if save:
             chosen = read_plan(plan_file)
-            merge(chosen, folder / "merged")
-            write_merged_card(folder / "merged", chosen, rule, card_rows(result))
+            known = merge(chosen, folder / "merged")
+            write_merged_card(folder / "merged", chosen, rule, card_rows(result), known)
         (folder / SWEEP_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return result
 

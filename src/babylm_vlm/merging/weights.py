@@ -7,6 +7,8 @@
 
 import json
 import os
+import threading
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +28,8 @@ DTYPES = FLOATS | {
     **{"U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
 """By their names in a safetensors header."""
+
+BYTE = DTYPES["U8"]
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -58,14 +62,19 @@ class StoredTensor:
     def elements(self) -> int:
         return prod(self.shape)
 
-    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
+    def read(self, first: int = 0, count: int | None = None, block: np.ndarray | None = None) -> np.ndarray:
         """`count` elements from the element `first` on, as a flat array; all of them by default.
+
+        Args:
+            first: place of the first element.
+            count: of elements.
+            block: where to read them to; by default a new array.
 
         Raises:
             ValueError: the file has become shorter than its header says.
         """
         count = self.elements - first if count is None else count
-        block = np.empty(count, self.dtype)
+        block = np.empty(count, self.dtype) if block is None else block
         buffer = memoryview(block.view(np.uint8))
         offset, done = self.start + first * self.dtype.itemsize, 0
         with open(self.file, "rb", buffering=0) as file:
@@ -75,6 +84,23 @@ class StoredTensor:
                     raise ValueError(f"{self.file} ended while it was read; was it changed meanwhile?")
                 done += size
         return block
+
+
+class Room(threading.local):
+    """Memory of a thread that every block uses again: the first touch of fresh memory costs more than the arithmetic.
+
+    What lies there stands until the next block.
+    """
+
+    def __init__(self):
+        self._bytes: dict[Hashable, np.ndarray] = {}
+
+    def array(self, name: Hashable, elements: int, dtype: np.dtype = BYTE) -> np.ndarray:
+        """A flat array of one dtype, not cleared, in the part of that name."""
+        size = elements * dtype.itemsize
+        if name not in self._bytes or self._bytes[name].size < size:
+            self._bytes[name] = np.empty(size, BYTE)
+        return self._bytes[name][:size].view(dtype)
 
 
 class Weights:
