@@ -1,4 +1,4 @@
-"""The study in words and plots: every sentence is made from the numbers of `study.json`.
+"""The study in words: every sentence is made from the numbers of `study.json`.
 
     python scripts/study_report.py runs/study-small --size small
 
@@ -11,15 +11,9 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from babylm_vlm.demo.report import percent, points
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "results" / "published.json"
-GRAMMAR, GROUNDED, GREY = "#1b6ca8", "#d1495b", "0.5"
 NAMES = {
     "ancestor": "ancestor",
     "language": "language-only twin",
@@ -43,7 +37,6 @@ NAMES = {
 THINNED = {"supplement_filtered": "its supplement", "entity_tracking": "entity tracking"}
 THINNED |= {"wug_adj_nominalization": "WUG adjectives"}
 NO_BETTER = "on the selection half, none has more grammar and keeps 95 % of the gain in grounding"
-PLOTS = ("alpha", "trade", "phenomena", "milestones")
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -430,99 +423,9 @@ def kinds(study: dict) -> list[str]:
     return table(["kind", "choices", *(NAMES[name] for name in names)], rows)
 
 
-def draw(study: dict, folder: Path) -> None:
-    """The plots, as PNG files."""
-    for name, plot in zip(PLOTS, (draw_alpha, draw_trade, draw_phenomena, draw_milestones), strict=True):
-        figure, axes = plt.subplots(figsize=(7, 4.6), dpi=130)
-        plot(study, axes)
-        axes.grid(alpha=0.25)
-        figure.tight_layout()
-        figure.savefig(folder / f"study-{study['size']}-{name}.png")
-        plt.close(figure)
-
-
-def bars(measured: list[dict]) -> tuple[list[float], list[list[float]]]:
-    """Accuracies or differences in percent, and the distances to both ends of their intervals, for matplotlib."""
-    values = [100 * row.get("accuracy", row.get("difference")) for row in measured]
-    ends = [[100 * end for end in row["interval"]] for row in measured]
-    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
-    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
-    return values, [below, above]
-
-
-def draw_alpha(study: dict, axes: plt.Axes) -> None:
-    curve = study["curves"]["text_captions"]
-    steps = [float(point["name"]) for point in curve]
-    for ability, colour in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
-        values, (below, above) = bars([point["test"][ability] for point in curve])
-        axes.plot(steps, values, color=colour, marker="o", markersize=4, label=ability)
-        low, high = ([v + s * e for v, e in zip(values, ends, strict=True)] for s, ends in ((-1, below), (1, above)))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    language = 100 * study["table"]["language"]["grammar"]["accuracy"]
-    axes.axhline(language, color=GRAMMAR, linestyle="--", linewidth=1, label="grammar of the language-only twin")
-    axes.axhline(50, color=GREY, linestyle=":", linewidth=1.2, label="chance")
-    chosen = study["chosen"]["text_captions"]
-    axes.axvline(float(chosen), color="0.2", linestyle="--", linewidth=1, label=f"α = {chosen}, chosen on selection")
-    axes.set(xlabel="α, the weight of the multimodal twin", ylabel="accuracy (%), test half", xlim=(0, 1))
-    axes.legend(fontsize=8)
-
-
-def draw_trade(study: dict, axes: plt.Axes) -> None:
-    styles = {
-        "text_captions": (GRAMMAR, "merges: text → captions"),
-        "captions_text": ("#2a9d8f", "merges: captions → text"),
-        "mixed": ("#e9a23b", "merges: mixed"),
-        "independent_seed": (GREY, "merges with an independent seed"),
-        "lora": ("#8e5ea2", "LoRA dial"),
-        "ensemble": (GROUNDED, "ensemble"),
-    }
-    for name, (colour, label) in styles.items():
-        x, y = (bars([p["test"][ability] for p in study["curves"][name]])[0] for ability in ("grounded", "grammar"))
-        axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1, label=label)
-        axes.plot(x[-1:], y[-1:], color=colour, marker="s", markersize=7)
-    for method, marker in (("layers", "^"), ("slerp", "x"), ("ties", "+"), ("task_arithmetic", "*")):
-        tests = [point["test"] for point in study["curves"][method][:-1]]
-        x, y = (bars([test[ability] for test in tests])[0] for ability in ("grounded", "grammar"))
-        axes.scatter(x, y, marker=marker, color="0.15", s=36, label=NAMES[method], zorder=3)
-    axes.axvline(50, color=GREY, linestyle=":", linewidth=1.2)
-    axes.set(xlabel="grounding (%), test half; squares: α = 1", ylabel="grammar (%), test half")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def draw_phenomena(study: dict, axes: plt.Axes) -> None:
-    terms = sorted(study["phenomena"], key=lambda term: study["phenomena"][term]["lost"]["difference"], reverse=True)
-    kinds = (
-        ("lost", GROUNDED, "multimodal − language-only", 0.15),
-        ("recovered", GRAMMAR, "merged − multimodal", -0.15),
-    )
-    for key, colour, label, shift in kinds:
-        values, ends = bars([study["phenomena"][term][key] for term in terms])
-        places = [i + shift for i in range(len(terms))]
-        axes.errorbar(values, places, xerr=ends, color=colour, fmt="o", markersize=4, linewidth=1.2, label=label)
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_yticks(range(len(terms)), terms)
-    axes.set(xlabel="difference in accuracy (points), 95 % intervals, test half")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-
-
-def draw_milestones(study: dict, axes: plt.Axes) -> None:
-    words = [row["words"] for row in study["milestones"]]
-    for kind, line, shift in (("multimodal", "--", 0.99), ("merged", "-", 1.01)):
-        for ability, colour in (("grammar", GRAMMAR), ("grounded", GROUNDED)):
-            values, ends = bars([row[kind][ability] for row in study["milestones"]])
-            style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 4, "capsize": 2}
-            places = [shift * number for number in words]  # a little apart
-            axes.errorbar(places, values, yerr=ends, label=f"{ability}, {kind}", **style)
-    axes.axhline(50, color=GREY, linestyle=":", linewidth=1.2)
-    axes.set(xlabel="words of captions read", ylabel="accuracy (%), test half")
-    axes.set_xscale("log")
-    axes.set_xticks(words, [f"{number:,}" for number in words])
-    axes.set_xticks([], minor=True)
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
-
-
 def main() -> None:
     from study_numbers import collect
+    from study_plots import draw
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)

@@ -19,7 +19,8 @@ import shutil
 from pathlib import Path
 
 from figures import DOCS, FIGURES, RESULTS, filled, read
-from study_report import PUBLISHED, draw, section, table
+from study_plots import draw
+from study_report import PUBLISHED, section, table
 
 from babylm_vlm.demo.report import NAMES, TASKS, percent, points, share
 from babylm_vlm.hub.push import fit_to_be_seen

@@ -106,10 +106,11 @@ def run(tmp_path_factory) -> Path:
 def report(run) -> tuple[dict, str]:
     """Numbers and words of the report."""
     import study_numbers
+    import study_plots
     import study_report
 
     study = study_numbers.collect(run, "small", [0, 1])
-    study_report.draw(study, run)
+    study_plots.draw(study, run)
     published = json.loads(study_report.PUBLISHED.read_text(encoding="utf-8"))
     return study, "\n".join(study_report.section(json.loads(json.dumps(study)), published))
 
