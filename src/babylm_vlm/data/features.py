@@ -11,7 +11,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ from .organisers import ArrayFeatures
 from .pictures import HubPicture
 
 PICTURES_A_FILE = 1024
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that read pictures: opening and scaling them takes longer than a GPU takes to look at them."""
 DESCRIPTION = b"babylm_vlm"  # key in a file's metadata
 NO_DECODER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -81,12 +85,26 @@ def picture_features(
     Raises:
         FileNotFoundError, ValueError: a picture is missing or cannot be read.
     """
-    features = []
-    for start in tqdm(range(0, len(pictures), batch_size), desc="pooled features", unit="batch", leave=False):
-        batch = [open_picture(pictures[i]) for i in range(start, min(start + batch_size, len(pictures)))]
-        pixels = image_processor(batch, return_tensors="pt")["pixel_values"]
-        features.append(model.pooled_features(pixels).cpu())
-    return torch.cat(features)
+    batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+    ready = _prepared(batches, image_processor)
+    bar = tqdm(ready, desc="pooled features", unit="batch", total=len(batches), leave=False)
+    return torch.cat([model.pooled_features(pixels).cpu() for pixels in bar])
+
+
+def _prepared(batches: Sequence[Sequence[Path | HubPicture | Image.Image]], image_processor) -> Iterator[torch.Tensor]:
+    """Pixels (pictures, 3, H, W) of every batch, some of which are read and scaled while the tower looks at others."""
+
+    def prepare(batch: Sequence[Path | HubPicture | Image.Image]) -> torch.Tensor:
+        return image_processor([open_picture(picture) for picture in batch], return_tensors="pt")["pixel_values"]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[torch.Tensor]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(prepare, batch))
+            if len(ahead) > READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def store_features(
