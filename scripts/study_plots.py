@@ -1,4 +1,4 @@
-"""The study in plots, from the numbers of `study.json`; scripts/study_report.py draws them."""
+"""The study in plots, from the numbers of `study.json`."""
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,6 +43,32 @@ def captions(tmp_path):
         Image.new("RGB", (28, 28), colour).save(folder / f"{colour}.png")
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+class OneByOne(Sequence):
+    """Pictures, like those of a set on the Hub: each is decoded when it is asked for, and a slice decodes many."""
+
+    def __init__(self, colours):
+        self.colours, self.asked = colours, 0
+
+    def __len__(self):
+        return len(self.colours)
+
+    def __getitem__(self, place):
+        assert isinstance(place, int)
+        self.asked += 1
+        return Image.new("RGB", (28, 28), self.colours[place])
+
+
+def test_pictures_are_read_a_little_ahead_of_the_tower(tiny_tower, monkeypatch):
+    pictures, (model, processor) = OneByOne(COLOURS * 8), load_eyes(str(tiny_tower), None, -2, 1)
+    pool, asked = model.pooled_features, []
+    monkeypatch.setattr(model, "pooled_features", lambda pixels: asked.append(pictures.asked) or pool(pixels))
+    pooled = features.picture_features(model, processor, pictures, batch_size=4)
+    assert len(asked) == 10 and all(number <= 4 * (batch + 1) + 8 for batch, number in enumerate(asked))
+    assert len(pooled) == 40
+    alone = features.picture_features(model, processor, [pictures[1]])
+    torch.testing.assert_close(pooled[1:2], alone)
 
 
 def expected_features(captions: Path, tower: Path, layer: int = -2, grid: int = 1) -> tuple[dict, torch.Tensor]:

@@ -322,7 +322,7 @@ def test_files_that_are_read_from_end_to_end_are_hashed_on_the_way(pair, monkeyp
     write_checkpoint(pair / "sharded", tensors(1, projector=True), shards=3)
     plan = read_plan(write_plan(linear_plan_yaml("sharded", "language", 0.3)))
     files = [*sorted((pair / "sharded").glob("*.safetensors")), pair / "language" / "model.safetensors"]
-    hashes = {file.resolve(): digest for file, digest in merge(plan, Path("merged")).items()}
+    hashes = {file.resolve(): digest for file, digest in merge(plan, Path("merged"), hash_parents=True).items()}
     assert hashes == {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -337,12 +337,28 @@ def test_files_that_are_not_read_whole_or_not_in_their_order_are_not_hashed_on_t
         data += bits
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    hashes = merge(linear_plan(), Path("merged"))
+    hashes = merge(linear_plan(), Path("merged"), hash_parents=True)
     assert [file.parent.name for file in hashes] == ["multimodal"]
     assert_same(load_file("merged/model.safetensors"), interpolate(tensors(1, projector=True), tensors(2), 0.3))
     everything_from_language = linear_plan_yaml("multimodal", "language", 0.3).replace("value: 0.3", "value: 0.0")
-    hashes = merge(read_plan(write_plan(everything_from_language.replace("0.7", "1.0"))), Path("copied"))
-    assert hashes == {}
+    plan = read_plan(write_plan(everything_from_language.replace("0.7", "1.0")))
+    assert merge(plan, Path("copied"), hash_parents=True) == {}
+
+
+def test_a_model_that_is_two_sources_is_read_twice_and_not_hashed_on_the_way(pair):
+    write_checkpoint(pair / "one", {NORM: torch.ones(3)})
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("one", "./one")]
+    plan = read_plan(write_plan(yaml.safe_dump({"merge_method": "linear", "models": models, "base_model": "one"})))
+    assert merge(plan, Path("merged"), hash_parents=True) == {}
+    assert_same(load_file("merged/model.safetensors"), {NORM: torch.ones(3)})
+
+
+def test_matrices_of_zeros_say_nothing_of_a_common_ancestor(pair, caplog):
+    for folder in ("multimodal", "language"):
+        path = Path(folder, "model.safetensors")
+        save_file(load_file(path) | {"model.layers.0.zeros": torch.zeros(3, 3)}, path)
+    merge(linear_plan(), Path("merged"))
+    assert "nan" not in caplog.text and "No common ancestor" in caplog.text
 
 
 def test_nothing_is_dropped(pair):

@@ -149,7 +149,9 @@ def merge(
         from .hub.push import push as run_push
 
         check_repo_id(push_to)
-    hashes = linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code)
+    hashes = linear.merge(
+        read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code, hash_parents=True
+    )
     write_merged_card(output_dir, read, hashes=hashes)
     names = [source.name for source in read.sources]
     if not as_json:

@@ -12,8 +12,10 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ from .pictures import HubPicture
 PICTURES_A_FILE = 1024
 READERS = min(8, os.cpu_count() or 1)
 """Threads that read pictures: opening and scaling them takes longer than a GPU takes to look at them."""
+
+READ_TOGETHER = 8
+"""Pictures that a thread reads at once."""
 DESCRIPTION = b"babylm_vlm"  # key in a file's metadata
 NO_DECODER = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -85,26 +90,36 @@ def picture_features(
     Raises:
         FileNotFoundError, ValueError: a picture is missing or cannot be read.
     """
-    batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-    ready = _prepared(batches, image_processor)
-    bar = tqdm(ready, desc="pooled features", unit="batch", total=len(batches), leave=False)
-    return torch.cat([model.pooled_features(pixels).cpu() for pixels in bar])
+    size = min(READ_TOGETHER, batch_size)
+    features = []
+    bar = tqdm(total=len(pictures), desc="pooled features", unit="picture", leave=False)
+    with bar, closing(_prepared(pictures, image_processor, size, 2 * batch_size // size)) as prepared:
+        while batch := list(islice(prepared, batch_size // size)):
+            pixels = torch.cat(batch)
+            features.append(model.pooled_features(pixels).cpu())
+            bar.update(len(pixels))
+    return torch.cat(features)
 
 
-def _prepared(batches: Sequence[Sequence[Path | HubPicture | Image.Image]], image_processor) -> Iterator[torch.Tensor]:
-    """Pixels (pictures, 3, H, W) of every batch, some of which are read and scaled while the tower looks at others."""
+def _prepared(
+    pictures: Sequence[Path | HubPicture | Image.Image], image_processor, size: int, most: int
+) -> Generator[torch.Tensor, None, None]:
+    """Pixels (size, 3, H, W), part by part; `most` parts are read and scaled while the tower looks at those before."""
 
-    def prepare(batch: Sequence[Path | HubPicture | Image.Image]) -> torch.Tensor:
-        return image_processor([open_picture(picture) for picture in batch], return_tensors="pt")["pixel_values"]
+    def prepare(start: int) -> torch.Tensor:
+        part = [open_picture(pictures[place]) for place in range(start, min(start + size, len(pictures)))]
+        return image_processor(part, return_tensors="pt")["pixel_values"]
 
-    with ThreadPoolExecutor(READERS) as pool:
-        ahead: deque[Future[torch.Tensor]] = deque()
-        for batch in batches:
-            ahead.append(pool.submit(prepare, batch))
-            if len(ahead) > READERS:
+    pool, ahead = ThreadPoolExecutor(READERS), deque()
+    try:
+        for start in range(0, len(pictures), size):
+            ahead.append(pool.submit(prepare, start))
+            if len(ahead) >= most:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def store_features(

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
+
+LOADING = Lock()
+"""So that a set is loaded once, however many threads read pictures of it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -36,8 +40,9 @@ class HubPicture:
         Raises:
             FileNotFoundError: the set cannot be had (the message says how to get access), or lacks the picture.
         """
-        row = self.value if self.key == "row" else _rows(self.source, self.split, self.key).get(self.value, -1)
-        pictures = _encoded(self.source, self.split, self.column)
+        with LOADING:
+            row = self.value if self.key == "row" else _rows(self.source, self.split, self.key).get(self.value, -1)
+            pictures = _encoded(self.source, self.split, self.column)
         if not 0 <= row < len(pictures):
             raise FileNotFoundError(f"{self.source} has no picture with {self.key} {self.value} in its {self.split}.")
         return pictures[row][self.column]["bytes"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..files import weights_sha256
@@ -76,7 +77,8 @@ def write_merged_card(
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
     if len(parents) != 2 or len(plan.sources) != 2:
         return  # the template speaks of a multimodal and a language-only model
-    digests = [weights_sha256(source.folder, hashes) for source in parents.values()]
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda source: weights_sha256(source.folder, hashes), parents.values()))
     states = {
         role: read_json(source.folder / STATE_FILE)
         for role, source in parents.items()

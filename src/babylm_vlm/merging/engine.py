@@ -2,7 +2,7 @@
 
 - Two threads each read, compute and write whole blocks, so that reading, arithmetic and writing overlap. Arithmetic
   and system calls release the interpreter's lock; PyTorch's own threads are off, blocks are small enough.
-- A thread uses the same memory for every block. What is read is hashed on the way.
+- A thread reads and computes every block in the same memory. What is read can be hashed on the way.
 - Importing PyTorch takes as long as merging hundreds of millions of weights without it: it is used for more than that.
 - A NaN or an infinity anywhere is an error that names the tensor and the model.
 - Embeddings that are matched by token need rows from anywhere, so those tensors are one block each.
@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -71,38 +70,33 @@ def stream(
         ValueError: a tensor is not finite, integers differ, or a file ends early.
     """
     hashed = hashed or HashedReads((), ())
-    room, lock = Room(), Lock()
+    room, lock, stop = Room(), Lock(), Event()
     add, block_size, context = _choose_kernel(steps, plan, weights, room)
-    blocks: SimpleQueue[tuple[Step, int, int]] = SimpleQueue()
-    for block in _blocks(steps, block_size):
-        blocks.put(block)
+    blocks = _blocks(steps, block_size)
 
     def work() -> None:
-        while (block := _next(blocks)) is not None:
+        while not stop.is_set():
+            with lock:
+                block = next(blocks, None)
+            if block is None:
+                return
             step, first, count = block
             read = _read(step, plan, weights, first, count, room, hashed)
             consume(step, first, _compute(step, plan, read, add))
+            if step.vocabulary:
+                room.clear()  # it has grown as large as the tensor
             with lock:
                 bar.update(count * step.dtype.itemsize)
 
     total = sum(step.bytes for step in steps)
     bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, delay=2)
     with bar, context as initializer, ThreadPoolExecutor(THREADS, initializer=initializer) as pool:
-        working = [pool.submit(work) for _ in range(THREADS)]
         try:
-            for thread in as_completed(working):
+            for thread in as_completed([pool.submit(work) for _ in range(THREADS)]):
                 thread.result()
-        finally:
-            while _next(blocks) is not None:  # after an error there is nothing left to do for the others
-                pass
+        finally:  # after an error the other thread must neither go on nor wait for its turn
+            stop.set()
             hashed.stop()
-
-
-def _next(blocks: SimpleQueue) -> tuple[Step, int, int] | None:
-    try:
-        return blocks.get_nowait()
-    except Empty:
-        return None
 
 
 def _choose_kernel(
@@ -127,11 +121,9 @@ def write_weights(
     weights: Sequence[Weights],
     folder: Path,
     max_shard_size: str | int = MAX_SHARD_SIZE,
-) -> dict[Path, str]:
-    """Carry out the steps into safetensors files in a folder: one, or several with an index.
-
-    Returns:
-        SHA-256 of the files that were read from end to end.
+    hashed: HashedReads | None = None,
+) -> None:
+    """Carry out the steps into safetensors files in a folder: one, or several with an index; `hashed` as in `stream`.
 
     Raises:
         OSError: the files cannot be written; the message says which.
@@ -143,7 +135,7 @@ def write_weights(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    by_name, hashed = {step.name: step for step in steps}, HashedReads(steps, weights)
+    by_name = {step.name: step for step in steps}
     files: dict[str, int] = {}
     places: dict[str, tuple[int, int]] = {}
 
@@ -168,7 +160,6 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return hashed.sha256()
 
 
 @contextmanager

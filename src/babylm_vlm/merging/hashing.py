@@ -30,7 +30,7 @@ class HashedReads:
         for path, tensors in _read_whole(steps, weights).items():
             with open(path, "rb") as file:
                 header = file.read(tensors[0].start)
-            self._digests[path], self._ends[path] = hashlib.sha256(header), len(header)
+            self._digests[path], self._ends[path] = hashlib.sha256(header), tensors[0].start
 
     def add(self, tensor: StoredTensor, first: int, block: np.ndarray) -> None:
         """Hash the elements of a tensor from `first` on, if its file is hashed; raises CancelledError after `stop`."""
@@ -53,8 +53,9 @@ class HashedReads:
             self._turn.notify_all()
 
     def sha256(self) -> dict[Path, str]:
-        """Hexadecimal, of the files that were read."""
-        return {path: digest.hexdigest() for path, digest in self._digests.items()}
+        """Hexadecimal, of the files that were read to their end."""
+        whole = (path for path, end in self._ends.items() if end == path.stat().st_size)
+        return {path: self._digests[path].hexdigest() for path in whole}
 
 
 def _read_whole(steps: Sequence[Step], weights: Sequence[Weights]) -> dict[Path, list[StoredTensor]]:
@@ -66,6 +67,8 @@ def _read_whole(steps: Sequence[Step], weights: Sequence[Weights]) -> dict[Path,
             read.setdefault(tensor.file, []).append(tensor)
     lying: dict[Path, list[StoredTensor]] = {}
     for one in weights:
+        files: dict[Path, list[StoredTensor]] = {}
         for tensor in sorted(one.stored.values(), key=lambda tensor: (tensor.start, tensor.elements)):
-            lying.setdefault(tensor.file, []).append(tensor)
+            files.setdefault(tensor.file, []).append(tensor)
+        lying |= files  # a folder may be two sources; then its files are read twice
     return {path: tensors for path, tensors in lying.items() if read.get(path) == tensors}

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..files import check_free_space, check_new_folder, new_folder, sync_folder
 from .delegate import completing_steps, folded_adapters, run_mergekit
 from .engine import MAX_SHARD_SIZE, write_weights
+from .hashing import HashedReads
 from .output import PLAN_FILE, check_overlap, copy_rest, set_vocabulary_size, take_tokenizer
 from .plan import MergePlan, Source
 from .preflight import check_models, warn_of_strangers
@@ -30,6 +31,7 @@ def merge(
     allow_missing: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
+    hash_parents: bool = False,
 ) -> dict[Path, str]:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
@@ -43,9 +45,10 @@ def merge(
         allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
+        hash_parents: hash the parents' weights while they are read, where that is possible.
 
     Returns:
-        SHA-256 of the parents' weights files, of those that were read from end to end.
+        SHA-256 of weights files: of those that were read whole and in their order, if it was asked for.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
@@ -58,18 +61,18 @@ def merge(
     check_new_folder(output_dir, overwrite, PLAN_FILE)
     with folded_adapters(plan, trust_remote_code) as folded:
         steps, weights = preflight(folded, allow_missing)
+        hashed = HashedReads(steps, weights) if hash_parents and plan.native else None
         size = sum(step.bytes for step in steps)
         check_free_space(output_dir, size if plan.native else 2 * size)  # mergekit's result and its completion
         with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
             copy_rest(folded, folder)
             if plan.native:
-                hashes = write_weights(steps, folded, weights, folder, max_shard_size)
+                write_weights(steps, folded, weights, folder, max_shard_size, hashed)
             else:
-                hashes = {}
                 _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
             set_vocabulary_size(folder)
             sync_folder(folder)
-    return hashes
+        return hashed.sha256() if hashed else {}
 
 
 def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:

@@ -133,9 +133,10 @@ def _likeness(a: Weights, b: Weights) -> tuple[float, float]:
     for name in chosen:
         count = min(a.stored[name].elements, SAMPLED_ELEMENTS)
         one, other = (weights.stored[name].read(0, count).astype(np.float64) for weights in (a, b))
-        (a_a, a_b, b_b) = (float((x * y).sum()) for x, y in ((one, one), (one, other), (other, other)))
-        cosines.append(a_b / (a_a * b_b) ** 0.5)
-        distances.append(float(((one - other) ** 2).sum() / a_a) ** 0.5)
+        a_a, a_b, b_b = (float((x * y).sum()) for x, y in ((one, one), (one, other), (other, other)))
+        if a_a and b_b:
+            cosines.append(a_b / (a_a * b_b) ** 0.5)
+            distances.append((float(((one - other) ** 2).sum()) / a_a) ** 0.5)
     mean = [sum(values) / len(values) if values else float("nan") for values in (cosines, distances)]
     return mean[0], mean[1]
 

@@ -115,7 +115,7 @@ def sweep(
         plot_pareto(curve, alpha, folder / "pareto.png")
         if save:
             chosen = read_plan(plan_file)
-            known = merge(chosen, folder / "merged")
+            known = merge(chosen, folder / "merged", hash_parents=True)
             write_merged_card(folder / "merged", chosen, rule, card_rows(result), known)
         (folder / SWEEP_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return result

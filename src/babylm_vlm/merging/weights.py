@@ -102,6 +102,10 @@ class Room(threading.local):
             self._bytes[name] = np.empty(size, BYTE)
         return self._bytes[name][:size].view(dtype)
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._bytes.clear()
+
 
 class Weights:
     """Tensors of a checkpoint by name. Headers are read at once, a tensor when it is asked for.
