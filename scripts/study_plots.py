@@ -6,9 +6,28 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from study_report import NAMES
 
 GRAMMAR, GROUNDED, GREY = "#1b6ca8", "#d1495b", "0.5"
+NAMES = {
+    "ancestor": "ancestor",
+    "language": "language-only twin",
+    "caption_language": "captions' words without pictures",
+    "text_captions": "multimodal: text → captions",
+    "captions_text": "multimodal: captions → text",
+    "mixed": "multimodal: mixed (replay)",
+    "lora": "multimodal: LoRA",
+    "independent": "language-only, independent seed",
+    "merged text_captions": "merged: text → captions",
+    "merged captions_text": "merged: captions → text",
+    "merged mixed": "merged: mixed",
+    "merged independent_seed": "merged: independent seed",
+    "merged lora": "LoRA dial",
+    "ensemble": "ensemble of both",
+    "layers": "merged: several α",
+    "slerp": "slerp",
+    "ties": "TIES",
+    "task_arithmetic": "task arithmetic",
+}
 
 
 def draw(study: dict, folder: Path) -> None:

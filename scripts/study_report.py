@@ -11,29 +11,11 @@ import json
 import re
 from pathlib import Path
 
+from study_plots import NAMES, draw
+
 from babylm_vlm.demo.report import percent, points
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "results" / "published.json"
-NAMES = {
-    "ancestor": "ancestor",
-    "language": "language-only twin",
-    "caption_language": "captions' words without pictures",
-    "text_captions": "multimodal: text → captions",
-    "captions_text": "multimodal: captions → text",
-    "mixed": "multimodal: mixed (replay)",
-    "lora": "multimodal: LoRA",
-    "independent": "language-only, independent seed",
-    "merged text_captions": "merged: text → captions",
-    "merged captions_text": "merged: captions → text",
-    "merged mixed": "merged: mixed",
-    "merged independent_seed": "merged: independent seed",
-    "merged lora": "LoRA dial",
-    "ensemble": "ensemble of both",
-    "layers": "merged: several α",
-    "slerp": "slerp",
-    "ties": "TIES",
-    "task_arithmetic": "task arithmetic",
-}
 THINNED = {"supplement_filtered": "its supplement", "entity_tracking": "entity tracking"}
 THINNED |= {"wug_adj_nominalization": "WUG adjectives"}
 NO_BETTER = "on the selection half, none has more grammar and keeps 95 % of the gain in grounding"
@@ -425,7 +407,6 @@ def kinds(study: dict) -> list[str]:
 
 def main() -> None:
     from study_numbers import collect
-    from study_plots import draw
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)

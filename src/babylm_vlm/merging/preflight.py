@@ -133,6 +133,7 @@ def _likeness(a: Weights, b: Weights) -> tuple[float, float]:
     for name in chosen:
         count = min(a.stored[name].elements, SAMPLED_ELEMENTS)
         one, other = (weights.stored[name].read(0, count).astype(np.float64) for weights in (a, b))
+        # not `@`: BLAS would wake threads, which then spin beside the merge's own
         a_a, a_b, b_b = (float((x * y).sum()) for x, y in ((one, one), (one, other), (other, other)))
         if a_a and b_b:
             cosines.append(a_b / (a_a * b_b) ** 0.5)
