@@ -119,4 +119,5 @@ def draw_milestones(study: dict, axes: plt.Axes) -> None:
     axes.set_xscale("log")
     axes.set_xticks(words, [f"{number:,}" for number in words])
     axes.set_xticks([], minor=True)
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    # handles so long that dashes can be told from lines
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, handlelength=4)
