@@ -5,10 +5,12 @@
     python benchmarks/merge.py --cases 1.3B-bf16 --rounds 5 --json docs/results/merge_benchmark.json
 
 - All are whole processes, start-up included, interleaved in every round; the table has medians and the largest
-  peak memory. Our merge also checks for NaN, waits until the files are on the disk, and writes a model card with the
-  hashes of its parents; mergekit does none of the three, and its tokenizer and card steps are off.
-- The floor reads both checkpoints and writes one, in blocks, with fsync; and once more with the parents' SHA-256,
-  which our model card names and mergekit's does not.
+  peak memory. Our merge also checks for NaN and waits until the files are on the disk; mergekit does neither, and its
+  tokenizer and card steps are off.
+- Two language models are merged without a model card, by mergekit and by us. The merge of a multimodal model, with the
+  same weights, also gets its card, which names the SHA-256 of its parents ("card").
+- The floor reads both checkpoints and writes one, in blocks, with fsync; and once more with the parents' SHA-256.
+  Compare like with like: the merge with the copy, the merge with its card with the copy that hashes.
 - Both merges must agree bit for bit, or the benchmark fails.
 - Files lie in memory (/dev/shm) where there is such a place, or the disk would be measured; --folder moves them.
 - CPU seconds are the fairer measure on a machine that does other work at the same time.
@@ -45,10 +47,10 @@ CASES = {
 SHARD = 10**9
 PLAN = """\
 merge_method: linear
-base_model: {folder}/multimodal
+base_model: {folder}/{first}
 models:
-  - {{model: {folder}/multimodal, parameters: {{weight: 0.3}}}}
-  - {{model: {folder}/language, parameters: {{weight: 0.7}}}}
+  - {{model: {folder}/{first}, parameters: {{weight: 0.3}}}}
+  - {{model: {folder}/second, parameters: {{weight: 0.7}}}}
 """
 COPY = """
 import hashlib, os, sys
@@ -106,11 +108,13 @@ def run_case(case: str, rounds: int, place: Path) -> dict:
     check_room(case, place)
     with tempfile.TemporaryDirectory(prefix="merge-benchmark-", dir=place) as name:
         folder = Path(name)
-        for seed, model in enumerate(("multimodal", "language")):
+        for seed, model in enumerate(("first", "second")):
             write_checkpoint(folder / model, CASES[case], seed)
-        plan = folder / "plan.yaml"
-        plan.write_text(PLAN.format(folder=folder))
-        commands = make_commands(folder, plan)
+        give_eyes(folder / "first", folder / "multimodal")
+        plan, card = folder / "plan.yaml", folder / "card.yaml"
+        plan.write_text(PLAN.format(folder=folder, first="first"))
+        card.write_text(PLAN.format(folder=folder, first="multimodal"))
+        commands = make_commands(folder, plan, card)
         measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
         for number in range(rounds):
             for name, command in commands.items():
@@ -126,14 +130,16 @@ def summary(runs: list[tuple[float, float, int]]) -> dict:
     return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu), "peak": max(peaks), "all": seconds}
 
 
-def make_commands(folder: Path, plan: Path) -> dict[str, list[str]]:
+def make_commands(folder: Path, plan: Path, card: Path) -> dict[str, list[str]]:
     python = sys.executable
-    parents = [sorted((folder / model).glob("*.safetensors")) for model in ("multimodal", "language")]
+    merge = [python, "-m", "babylm_vlm.cli", "merge"]
+    parents = [sorted((folder / model).glob("*.safetensors")) for model in ("first", "second")]
     in_turn = [str(file) for pair in zip(*parents, strict=True) for file in pair]
     fast = ["--lazy-unpickle", "--async-write", "--write-threads", "2", "--quiet"]
     off = ["--no-copy-tokenizer", "--no-write-model-card"]
     return {
-        "babylm-vlm": [python, "-m", "babylm_vlm.cli", "merge", str(plan), "--output-dir", str(folder / "babylm-vlm")],
+        "merge": [*merge, str(plan), "--output-dir", str(folder / "merge")],
+        "merge, card": [*merge, str(card), "--output-dir", str(folder / "merge, card")],
         "mergekit": [python, "-m", "mergekit.scripts.run_yaml", str(plan), str(folder / "mergekit"), *fast, *off],
         "copy": [python, "-c", COPY, "no", *in_turn, str(folder / "copy")],
         "copy, hash": [python, "-c", COPY, "yes", *in_turn, str(folder / "copy, hash")],
@@ -192,9 +198,17 @@ def write_checkpoint(folder: Path, case: tuple[int, int, int, int, torch.dtype],
         **{"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers},
         **{"num_attention_heads": hidden // 64, "vocab_size": vocabulary, "tie_word_embeddings": False},
     }
-    if folder.name == "multimodal":
-        config |= {"vision_tower": "none", "vision_grid": 1}  # so that our merge writes its card, hashes and all
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def give_eyes(language: Path, multimodal: Path) -> None:
+    """The same weights under a configuration of ours, so that their merge gets its card, hashes and all."""
+    multimodal.mkdir()
+    for file in language.iterdir():
+        (multimodal / file.name).symlink_to(file)
+    config = json.loads((language / "config.json").read_text())
+    (multimodal / "config.json").unlink()
+    (multimodal / "config.json").write_text(json.dumps(config | {"vision_tower": "none", "vision_grid": 1}))
 
 
 def size(shape: tuple[int, ...]) -> int:
@@ -223,14 +237,16 @@ def machine() -> str:
 
 
 def print_table(results: dict[str, dict]) -> None:
-    columns = ("Case", "", "Seconds", "Ratio", "CPU seconds", "Ratio", "Peak memory")
+    columns = ("Case", "", "Seconds", "of merge", "of merge, card", "CPU seconds", "Peak memory")
     made = next(iter(results.values()))
     table = Table(*columns, title=made["machine"], box=None)
     for case, result in results.items():
-        ours = result["commands"]["babylm-vlm"]
+        ours = [result["commands"][name]["seconds"] for name in ("merge", "merge, card")]
         for name, row in result["commands"].items():
-            times = [text for key in ("seconds", "cpu") for text in (f"{row[key]:.2f}", f"{row[key] / ours[key]:.2f}")]
-            table.add_row(case, name, *times, f"{row['peak'] / 1e6:.0f} MB")
+            ratios = [f"{row['seconds'] / seconds:.2f}x" for seconds in ours]
+            table.add_row(
+                case, name, f"{row['seconds']:.2f}", *ratios, f"{row['cpu']:.2f}", f"{row['peak'] / 1e6:.0f} MB"
+            )
     console = Console()
     console.width = max(console.width, 100)
     console.print(table)

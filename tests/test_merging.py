@@ -431,6 +431,23 @@ def test_bad_weights_are_named_and_nothing_is_left(pair, damage, message):
     assert sorted(path for path in pair.rglob("*") if path.name != "plan.yaml") == before
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), torch.float64], ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_everything_finite_is_merged_and_nothing_else(tmp_path, monkeypatch, dtype, sign):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "language", tensors(2, dtype))
+    write_checkpoint(tmp_path / "multimodal", tensors(1, dtype))
+    for value in (torch.finfo(dtype).max, torch.inf, torch.nan):
+        one = torch.tensor(value, dtype=dtype).copysign(torch.tensor(sign, dtype=dtype))
+        save_file(tensors(1, dtype) | {NORM: one.repeat(7)}, "multimodal/model.safetensors")
+        if value == torch.finfo(dtype).max:
+            merge(linear_plan(1.0), Path("merged"))
+            assert same_bits(load_file("merged/model.safetensors")[NORM], one.repeat(7))
+            continue
+        with pytest.raises(ValueError, match=r"multimodal holds NaN or infinity in the tensor model\.norm\.weight"):
+            merge(linear_plan(1.0), Path("bad"))
+
+
 def test_a_block_that_cannot_be_read_ends_the_other_thread_too(pair, monkeypatch):
     monkeypatch.setattr("babylm_vlm.merging.engine.NUMPY_BLOCK", 10)
     read = StoredTensor.read

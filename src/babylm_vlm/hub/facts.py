@@ -65,7 +65,7 @@ def write_merged_card(
     results: list[dict] | None = None,
     hashes: Mapping[Path, str] | None = None,
 ) -> None:
-    """Card of a merge from its plan and from what its parents' folders say of themselves.
+    """Card of a merge from its plan and from what its parents' folders say of themselves, if it has `card_parents`.
 
     Args:
         folder: the merged checkpoint.
@@ -74,9 +74,9 @@ def write_merged_card(
         results: rows of {task, split, accuracy, interval, chance, items}.
         hashes: of the parents' weights files, those that `merge` returned.
     """
-    parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
-    if len(parents) != 2 or len(plan.sources) != 2:
-        return  # the template speaks of a multimodal and a language-only model
+    parents = card_parents(plan)
+    if not parents:
+        return
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda source: weights_sha256(source.folder, hashes), parents.values()))
     states = {
@@ -111,6 +111,12 @@ def write_merged_card(
             "limitations": limits,
         },
     )
+
+
+def card_parents(plan: MergePlan) -> dict[str, Source]:
+    """A plan's two models by the role in which the card of a merge names them; none where it has no such two."""
+    parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
+    return parents if len(parents) == len(plan.sources) == 2 else {}
 
 
 def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> float | None:

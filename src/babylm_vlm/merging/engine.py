@@ -226,12 +226,17 @@ def _aligned(step: Step, plan: MergePlan, weights: Sequence[Weights], place: int
 
 
 def _is_finite(block: np.ndarray) -> bool:
-    """Whether no exponent is all ones, which is faster than `isfinite` for 16 bits."""
+    """Whether no exponent is all ones, from the bits, which needs no memory and is faster than `isfinite`.
+
+    As signed integers, what is not finite and positive lies above all else; as unsigned ones, what is and is negative.
+    """
     if not is_float(block.dtype):
         return True
-    unsigned = f"u{block.dtype.itemsize}"
-    infinity = np.array(np.inf, block.dtype).view(unsigned) << 1  # the sign is shifted out
-    return bool((block.view(unsigned) << 1).max(initial=0) < infinity)
+    for kind, infinity in (("i", np.inf), ("u", -np.inf)):
+        bits = f"{kind}{block.dtype.itemsize}"
+        if block.view(bits).max(initial=0) >= np.array(infinity, block.dtype).view(bits):
+            return False
+    return True
 
 
 def _raise_not_finite(step: Step, plan: MergePlan, blocks: Sequence[np.ndarray]) -> None:
