@@ -1,6 +1,6 @@
 """Setting alpha on a live model beside one `torch.add(a, b, out=c)`: of the same bytes, and of the model's dtype.
 
-    python benchmarks/interpolation.py [--rounds 9] [--sizes 10M 100M]
+    python benchmarks/interpolation.py [--rounds 9] [--sizes 10M 100M] [--json FILE]
 
 The three run in turn, in one process, on the GPU if there is one; a ratio is the median time of an addition over the
 median time of `Interpolation.set`. Both ends are kept in fp32 and the live weights in the model's dtype, so
@@ -9,9 +9,11 @@ tensors of the model's size and dtype; for bf16 that is 6 bytes a weight instead
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -56,21 +58,31 @@ def measure(shape: dict, dtype: torch.dtype, device: torch.device, rounds: int) 
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table; with `--json` also write its rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table(title=f"{hardware()}, torch {torch.__version__}: medians of {options.rounds} rounds")
+    machine, rows = f"{hardware()}, torch {torch.__version__}", []
+    table = Table(title=f"{machine}: medians of {options.rounds} rounds")
     for column in ("parameters", "dtype", "set alpha, ms", "add same bytes, ms", "speed", "add in dtype, ms", "speed"):
         table.add_column(column, justify="right")
     for name in options.sizes:
         for dtype in (torch.float32, torch.bfloat16):
             size, *additions, setting = measure(SHAPES[name], dtype, device, options.rounds)
             cells = [text for one in additions for text in (f"{1e3 * one:.2f}", f"{one / setting:.0%}")]
-            table.add_row(f"{size / 1e6:.1f}M", str(dtype).removeprefix("torch."), f"{1e3 * setting:.2f}", *cells)
+            kind = str(dtype).removeprefix("torch.")
+            table.add_row(f"{size / 1e6:.1f}M", kind, f"{1e3 * setting:.2f}", *cells)
+            rows.append(
+                {"parameters": size, "dtype": kind, "seconds": setting}
+                | {"speed": additions[0] / setting, "speed_in_dtype": additions[1] / setting}
+            )
     Console(width=110).print(table)
+    if options.json:
+        found = {"machine": machine, "rounds": options.rounds, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,36 +23,45 @@ def merging_figures() -> list[str]:
     cases = read(RESULTS / "merge_benchmark.json")
     rows = []
     for case, result in cases.items():
-        runs = [result["commands"][name] for name in ("merge", "merge, card", "mergekit", "copy", "copy, hash")]
-        ours, card, mergekit, copy, hashed = runs
+        runs = result["commands"]
         size, dtype = case.split("-") if "-" in case else (case, "fp32")
-        rows.append(
-            [
-                f"{size}, {dtype}",
-                f"**{ours['seconds']:.1f} s**",
-                f"{mergekit['seconds']:.1f} s ({mergekit['seconds'] / ours['seconds']:.1f}x)",
-                f"{copy['seconds']:.1f} s",
-                f"**{card['seconds']:.1f} s**",
-                f"{hashed['seconds']:.1f} s",
-                f"{max(ours['peak'], card['peak']) / 1e9:.2f} GB, mergekit {mergekit['peak'] / 1e9:.1f} GB",
-            ]
-        )
-    header = ["parameters", "`babylm-vlm merge`", "`mergekit-yaml`", "copy", "merge with card", "copy with hashes"]
+        for ours, copy, card in (("merge", "copy", ""), ("merge, card", "copy, hash", ", with card")):
+            own, theirs, floor = (runs[name]["seconds"] for name in (ours, "mergekit", copy))
+            memory = f"{runs[ours]['peak'] / 1e9:.2f} GB, mergekit {runs['mergekit']['peak'] / 1e9:.1f} GB"
+            cells = [f"{theirs:.1f} s: {theirs / own:.1f}x ours", f"{floor:.1f} s: ours is {own / floor:.1f}x"]
+            rows.append([f"{size}, {dtype}{card}", f"**{own:.1f} s**", *cells, memory])
+    header = ["parameters", "`babylm-vlm merge`", "`mergekit-yaml`", "copy", "peak memory"]
     made = next(iter(cases.values()))
     machine, folder = made["machine"].partition(", load")[0], made["folder"]
-    ours, mergekit, copy = (cases["1.3B-bf16"]["commands"][name]["all"] for name in ("merge", "mergekit", "copy"))
-    to_mergekit = sorted(theirs / own for own, theirs in zip(ours, mergekit, strict=True))
-    to_copy = sorted(own / floor for own, floor in zip(ours, copy, strict=True))
+    bf16 = cases["1.3B-bf16"]["commands"]
+    to_mergekit, to_copy = (
+        sorted(a / b for a, b in zip(bf16[one]["all"], bf16[other]["all"], strict=True))
+        for one, other in (("mergekit", "merge"), ("merge", "copy"))
+    )
+    with_card = bf16["merge, card"]["seconds"] / bf16["copy"]["seconds"]
     rounds = min(result["rounds"] for result in cases.values())
     return [
         f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least "
         f"{rounds} rounds, files in {folder}. The copy reads both parents and writes one. A merge of a multimodal and "
-        "a language-only model also writes a model card with the SHA-256 of its parents, which costs what hashing "
-        "costs: the last two times. The machine is shared; from round to round mergekit took "
-        f"{to_mergekit[0]:.1f} to {to_mergekit[-1]:.1f} times as long as we did at 1.3B in bf16, and we "
-        f"{to_copy[0]:.1f} to {to_copy[-1]:.1f} times as long as the copy.",
+        "a language-only model also writes a model card with the SHA-256 of its parents; beside it stands a copy that "
+        f"hashes them too. (In bf16 it takes {with_card:.1f} times as long as the copy that does not.) The machine is "
+        f"shared: from round to round mergekit took {to_mergekit[0]:.1f} to {to_mergekit[-1]:.1f} times as long as "
+        f"the first merge below, and that {to_copy[0]:.1f} to {to_copy[-1]:.1f} times as long as the copy.",
         "",
-        *table([*header, "peak memory"], rows),
+        *table(header, rows),
+    ]
+
+
+def interpolation_figures() -> list[str]:
+    """A sentence on benchmarks/interpolation.py."""
+    found = read(RESULTS / "interpolation_benchmark.json")
+    largest = found["rows"][-2:]
+    speeds = " and ".join(f"{100 * row['speed']:.0f} % in {row['dtype']}" for row in largest)
+    times = " and ".join(f"{1e3 * row['seconds']:.0f}" for row in largest)
+    return [
+        f"Setting alpha on a live model of {largest[0]['parameters'] / 1e6:.0f}M weights takes {times} ms: {speeds} "
+        "of the speed of one `torch.add` that moves the same bytes (`python benchmarks/interpolation.py`, "
+        f"{found['machine']}, medians of {found['rounds']} rounds).",
     ]
 
 
@@ -167,7 +176,12 @@ def study_figures() -> list[str]:
 
 
 FIGURES = {
-    ROOT / "README.md": {"training": training_figures, "merging": merging_figures, "study": study_figures},
+    ROOT / "README.md": {
+        "training": training_figures,
+        "merging": merging_figures,
+        "interpolation": interpolation_figures,
+        "study": study_figures,
+    },
     DOCS / "training.md": {"speed": training_table, "gpu": gpu_table},
 }
 

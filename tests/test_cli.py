@@ -4,6 +4,7 @@ Run: pytest tests/test_cli.py
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,9 @@ def place(tmp_path, monkeypatch, language_checkpoint, multimodal_checkpoint):
     Path("text.txt").write_text("the cat sat next to the tree\n" * 20)
     Path("recipe.yaml").write_text(RECIPE)
     Path("plan.yaml").write_text(linear_plan_yaml("./multimodal", "./language", 0.3))
+    shutil.copytree(language_checkpoint, "oops")
+    Path("oops", "config.json").write_text("{oops")
+    Path("oops.yaml").write_text(linear_plan_yaml("./multimodal", "./oops", 0.3))
     Path("taken").mkdir()
     Path("taken", "results.json").write_text("{}")
     return tmp_path
@@ -112,6 +116,7 @@ WRONG = [
     ("features nowhere --vision-tower multimodal --output-dir out", "There are no captions nowhere"),
     ("merge nowhere.yaml --output-dir out", "There is no merge plan nowhere.yaml"),
     ("merge lost.yaml --output-dir out", "names the checkpoint folder ./nowhere, which is not there"),
+    ("merge oops.yaml --output-dir out", "oops/config.json is not a JSON file"),
     ("merge recipe.yaml --output-dir out", "recipe.yaml: the plan has the unknown key"),
     ("merge plan.yaml --output-dir data", "data exists"),
     ("merge plan.yaml", "Say where the merge is to be written with --output-dir"),

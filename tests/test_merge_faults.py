@@ -229,6 +229,10 @@ DAMAGES = {
         poison(float("-inf"), NAMES[17]),
         r"language holds NaN or infinity in the tensor model\.layers\.5\.c\.weight",
     ),
+    "plan's dtype": (
+        poison(1e6, NAMES[1]),
+        r"in the tensor model\.layers\.0\.b\.weight, or a number that does not fit into float16, the plan's dtype",
+    ),
     "overflow": (poison(3e38, NAMES[17]), r"The merged tensor model\.layers\.5\.c\.weight does not fit into float32"),
 }
 
@@ -239,6 +243,8 @@ def test_damaged_inputs_are_named_and_leave_nothing(tmp_path, plan_file, damage)
     work(tmp_path / "language")
     if damage == "overflow":
         plan_file.write_text(plan_file.read_text().replace("0.7", "2.0").replace("true", "false"))
+    if damage == "plan's dtype":
+        plan_file.write_text(plan_file.read_text() + "\ndtype: float16\n")
     before = content(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         merge(read_plan(plan_file), tmp_path / "out" / "merged")

@@ -6,6 +6,8 @@ Run: pytest tests/test_merge_parity.py
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,10 +32,18 @@ SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "nu
 WORDS = {"first": ["<s>", "a", "b", "c", "d", "e"], "second": ["<s>", "c", "x", "a", "e", "y", "z"]}
 
 
-def save_llama(folder: Path, seed: int, dtype: str, tied: bool = True, words: str = "first", rows: int = 8) -> str:
+def save_llama(
+    folder: Path,
+    seed: int,
+    dtype: str,
+    tied: bool = True,
+    words: str = "first",
+    rows: int = 8,
+    shape: dict[str, int] = SHAPE,
+) -> str:
     """A random Llama, with negative zeros here and there, and a tokenizer of a few words; returns its path."""
     torch.manual_seed(seed)
-    config = LlamaConfig(**SHAPE, vocab_size=rows, tie_word_embeddings=tied, initializer_range=0.2)
+    config = LlamaConfig(**shape, vocab_size=rows, tie_word_embeddings=tied, initializer_range=0.2)
     model = LlamaForCausalLM(config).to(DTYPES[dtype])
     for parameter in model.parameters():
         parameter.data.flatten()[::7] = -0.0
@@ -100,6 +110,49 @@ filtered = st.lists(
 dtype_or_none = st.sampled_from([None, *DTYPES, "float64"])
 
 
+shapes = st.builds(
+    lambda heads, width, middle, layers, rows: {
+        "hidden_size": 2 * heads * width,
+        "intermediate_size": middle,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "rows": rows,
+    },
+    *(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(1, 4), st.integers(6, 20)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=shapes,
+    dtype=st.sampled_from(sorted(DTYPES)),
+    weights=st.tuples(value, value),
+    large=st.booleans(),
+)
+def test_models_of_any_shape_merge_as_with_mergekit(tmp_path_factory, shape, dtype, weights, large):
+    folder = tmp_path_factory.mktemp("shapes")
+    rows = shape.pop("rows")
+    paths = [save_llama(folder / f"{seed}", seed, dtype, rows=rows, shape=shape) for seed in range(2)]
+    plan = {
+        "merge_method": "linear",
+        "base_model": paths[0],
+        "models": [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, weights, strict=True)],
+    }
+    with in_small_blocks(large):
+        merged = ours(plan, folder / "ours")
+    assert_same(merged, mergekit(plan, folder / "theirs"))
+
+
+@contextmanager
+def in_small_blocks(large: bool) -> Iterator[None]:
+    """Many blocks for each tensor; if `large`, with PyTorch, as large models are merged."""
+    sizes = {"BLOCK": 100, "NUMPY_BLOCK": 70} | ({"PYTORCH_PAYS": 0} if large else {})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, elements in sizes.items():
+            patch.setattr(f"babylm_vlm.merging.engine.{name}", elements)
+        yield
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     weights=st.lists(value | filtered, min_size=1, max_size=3),
@@ -119,10 +172,7 @@ def test_linear_merges_are_mergekits(tmp_path_factory, llamas, weights, kind, no
         "parameters": {"normalize": normalize},
         **{key: name for key, name in zip(("dtype", "out_dtype"), dtypes, strict=True) if name},
     }
-    with pytest.MonkeyPatch.context() as patch:
-        if large:  # as a merge of large models: with PyTorch, and in many blocks
-            for name, elements in {"PYTORCH_PAYS": 0, "BLOCK": 100}.items():
-                patch.setattr(f"babylm_vlm.merging.engine.{name}", elements)
+    with in_small_blocks(large):
         merged = ours(plan, folder / "ours", max_shard_size=shard)
     assert_same(merged, mergekit(plan, folder / "theirs"))
     assert (len(weight_files(folder / "ours")) > 1) == (shard == "3KB")

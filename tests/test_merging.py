@@ -72,6 +72,13 @@ def linear_plan(alpha: float = 0.3):
     return read_plan(write_plan(linear_plan_yaml("multimodal", "language", alpha)))
 
 
+def hashes_of(plan, output: str) -> dict[Path, str]:
+    """The hashes that a merge finishes with."""
+    found = {}
+    merge(plan, output, finish=lambda _folder, hashes: found.update(hashes))
+    return found
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
@@ -322,7 +329,7 @@ def test_files_that_are_read_from_end_to_end_are_hashed_on_the_way(pair, monkeyp
     write_checkpoint(pair / "sharded", tensors(1, projector=True), shards=3)
     plan = read_plan(write_plan(linear_plan_yaml("sharded", "language", 0.3)))
     files = [*sorted((pair / "sharded").glob("*.safetensors")), pair / "language" / "model.safetensors"]
-    hashes = {file.resolve(): digest for file, digest in merge(plan, Path("merged"), hash_parents=True).items()}
+    hashes = {file.resolve(): digest for file, digest in hashes_of(plan, "merged").items()}
     assert hashes == {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -337,19 +344,19 @@ def test_files_that_are_not_read_whole_or_not_in_their_order_are_not_hashed_on_t
         data += bits
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    hashes = merge(linear_plan(), Path("merged"), hash_parents=True)
+    hashes = hashes_of(linear_plan(), "merged")
     assert [file.parent.name for file in hashes] == ["multimodal"]
     assert_same(load_file("merged/model.safetensors"), interpolate(tensors(1, projector=True), tensors(2), 0.3))
     everything_from_language = linear_plan_yaml("multimodal", "language", 0.3).replace("value: 0.3", "value: 0.0")
     plan = read_plan(write_plan(everything_from_language.replace("0.7", "1.0")))
-    assert merge(plan, Path("copied"), hash_parents=True) == {}
+    assert hashes_of(plan, "copied") == {}
 
 
 def test_a_model_that_is_two_sources_is_read_twice_and_not_hashed_on_the_way(pair):
     write_checkpoint(pair / "one", {NORM: torch.ones(3)})
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("one", "./one")]
     plan = read_plan(write_plan(yaml.safe_dump({"merge_method": "linear", "models": models, "base_model": "one"})))
-    assert merge(plan, Path("merged"), hash_parents=True) == {}
+    assert hashes_of(plan, "merged") == {}
     assert_same(load_file("merged/model.safetensors"), {NORM: torch.ones(3)})
 
 

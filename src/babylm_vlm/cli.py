@@ -142,16 +142,16 @@ def merge(
         return
     if output_dir is None:
         raise ValueError("Say where the merge is to be written with --output-dir, or pass --dry-run.")
-    from .hub.facts import card_parents, write_merged_card
+    from .hub.facts import card_of_merge
 
     if push_to:
         from .hub.push import check_repo_id, print_pushed
         from .hub.push import push as run_push
 
         check_repo_id(push_to)
-    hash_parents = bool(card_parents(read))
-    hashes = linear.merge(read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code, hash_parents)
-    write_merged_card(output_dir, read, hashes=hashes)
+    linear.merge(
+        read, output_dir, overwrite, allow_missing, max_shard_size, trust_remote_code, finish=card_of_merge(read)
+    )
     names = [source.name for source in read.sources]
     if not as_json:
         print(f"{output_dir}: merged from {' and '.join(names)}.")

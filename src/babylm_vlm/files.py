@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, hashes of files, and errors that name what is missing."""
+"""Folders that appear whole or not at all, hashes of files, JSON, and errors that name what is missing."""
 
 import errno
 import glob
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -121,6 +122,17 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError if it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a JSON file ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object.")
+    return content
 
 
 def checkpoint_name(words: int) -> str:

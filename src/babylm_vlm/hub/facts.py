@@ -1,12 +1,12 @@
 """What a model card says, read from the files that training, merging and evaluation left in a checkpoint folder."""
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..files import weights_sha256
-from ..merging.plan import PROJECTOR, MergePlan, Source
+from ..files import read_json, sha256, weights_sha256
+from ..merging.linear import Finish
+from ..merging.plan import ADAPTER_FILE, PROJECTOR, MergePlan, Source
 from ..merging.preflight import STATE_FILE, common_ancestor
 from ..merging.steps import layer_depths
 from ..merging.weights import Weights
@@ -72,19 +72,19 @@ def write_merged_card(
         plan: what was merged.
         alpha_choice: a sentence that says how alpha was chosen.
         results: rows of {task, split, accuracy, interval, chance, items}.
-        hashes: of the parents' weights files, those that `merge` returned.
+        hashes: of the parents' weights files, those that are known.
     """
     parents = card_parents(plan)
     if not parents:
         return
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda source: weights_sha256(source.folder, hashes), parents.values()))
+        digests = list(pool.map(lambda source: _weights_sha256(source, hashes), parents.values()))
     states = {
         role: read_json(source.folder / STATE_FILE)
         for role, source in parents.items()
         if (source.folder / STATE_FILE).is_file()
     }
-    ancestor = common_ancestor(plan.sources)
+    ancestor = common_ancestor(plan.sources, hashes)
     limits = LIMITS if ancestor else [*LIMITS, "No common ancestor of its parents is on record."]
     write_card(
         folder,
@@ -113,16 +113,34 @@ def write_merged_card(
     )
 
 
+def card_of_merge(
+    plan: MergePlan, alpha_choice: str | None = None, results: list[dict] | None = None
+) -> Finish | None:
+    """What `merge` is to finish with: the card, as of `write_merged_card`; None where the plan gets none."""
+    if not card_parents(plan):
+        return None
+    return lambda folder, hashes: write_merged_card(folder, plan, alpha_choice, results, hashes)
+
+
 def card_parents(plan: MergePlan) -> dict[str, Source]:
     """A plan's two models by the role in which the card of a merge names them; none where it has no such two."""
     parents = {"multimodal" if has_eyes(source.folder) else "language": source for source in plan.sources}
     return parents if len(parents) == len(plan.sources) == 2 else {}
 
 
+def _weights_sha256(source: Source, known: Mapping[Path, str] | None) -> str:
+    """Of `model+adapter`, the hash of the model and that of the adapter's file."""
+    digest = weights_sha256(source.folder, known)
+    return f"{digest} + {sha256(source.adapter / ADAPTER_FILE)}" if source.adapter else digest
+
+
 def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> float | None:
     """The multimodal model's share in the decoder, where it is one share of a whole; None where it is not."""
-    depths = layer_depths(sorted(name for name in Weights(folder).names if PROJECTOR not in name))
+    names = sorted(name for name in Weights(folder).names if PROJECTOR not in name)
     models = parents["multimodal"], parents["language"]
+    if not all(Weights(model.folder).names.issuperset(names) for model in models):
+        return None
+    depths = layer_depths(names)
     shares = {tuple(model.weight(name, depth) for model in models) for name, depth in depths.items()}
     multimodal, language = shares.pop()
     total = multimodal + language
@@ -162,8 +180,3 @@ def architecture(folder: Path) -> dict:
         shape["vision tower (frozen)"] = config["vision_tower"]
         shape["visual tokens per picture"] = config["vision_grid"] ** 2
     return shape
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file as a dictionary."""
-    return json.loads(path.read_text(encoding="utf-8"))

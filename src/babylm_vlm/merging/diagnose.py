@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from ..data.text import read_sentences
 from ..evaluation import load_model, read_pairs, token_scores
-from ..files import check_new_folder, new_folder, sha256
-from ..hub.facts import STATE_FILE, common_ancestor, has_eyes, read_json
+from ..files import check_new_folder, new_folder, read_json, sha256
+from ..hub.facts import STATE_FILE, common_ancestor, has_eyes
 from .interpolation import Interpolation, check_vocabularies, read_tensors
 from .plan import PROJECTOR, Source
 from .plots import plot_diagnosis

@@ -226,9 +226,9 @@ def _aligned(step: Step, plan: MergePlan, weights: Sequence[Weights], place: int
 
 
 def _is_finite(block: np.ndarray) -> bool:
-    """Whether no exponent is all ones, from the bits, which needs no memory and is faster than `isfinite`.
+    """Whether no exponent is all ones: from the bits, without memory and for 16 bits faster than `isfinite`.
 
-    As signed integers, what is not finite and positive lies above all else; as unsigned ones, what is and is negative.
+    As signed integers, infinity and positive NaNs are the largest numbers; as unsigned ones, the negative ones are.
     """
     if not is_float(block.dtype):
         return True
@@ -242,9 +242,10 @@ def _is_finite(block: np.ndarray) -> bool:
 def _raise_not_finite(step: Step, plan: MergePlan, blocks: Sequence[np.ndarray]) -> None:
     for place, block in zip(step.sources, blocks, strict=True):
         if not np.isfinite(block).all():
+            too_large = f", or a number that does not fit into {plan.dtype}, the plan's dtype" if plan.dtype else ""
             raise ValueError(
-                f"{plan.sources[place].name} holds NaN or infinity in the tensor {step.name}; its training went wrong "
-                "or the file is damaged, so it is not merged."
+                f"{plan.sources[place].name} holds NaN or infinity in the tensor {step.name}{too_large}; its training "
+                "went wrong or the file is damaged, so it is not merged."
             )
     raise ValueError(f"The merged tensor {step.name} does not fit into {step.dtype.name}.")
 

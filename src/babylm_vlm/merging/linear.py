@@ -6,7 +6,7 @@ everything that is not weights (`output.py`) and put in place by one rename: it 
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from .weights import Weights
 
 log = logging.getLogger(__name__)
 
+Finish = Callable[[Path, Mapping[Path, str]], None]
+
 
 def merge(
     plan: MergePlan,
@@ -31,8 +33,8 @@ def merge(
     allow_missing: bool = False,
     max_shard_size: str | int = MAX_SHARD_SIZE,
     trust_remote_code: bool = False,
-    hash_parents: bool = False,
-) -> dict[Path, str]:
+    finish: Finish | None = None,
+) -> None:
     """Carry out a plan: a folder that `from_pretrained` reads, complete or not there at all.
 
     Everything of the base model but its weights, model card and training state is copied along, and the plan is stored
@@ -45,10 +47,8 @@ def merge(
         allow_missing: merge a tensor from the models that have it, copy it where only one does; the log lists them.
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
-        hash_parents: hash the parents' weights while they are read, where that is possible.
-
-    Returns:
-        SHA-256 of weights files: of those that were read whole and in their order, if it was asked for.
+        finish: called as `finish(folder, hashes)` before the folder is put in place, to add to it, such as a model
+            card; `hashes` are the SHA-256 of those parents' weights files that were read whole and in their order.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.
@@ -61,7 +61,8 @@ def merge(
     check_new_folder(output_dir, overwrite, PLAN_FILE)
     with folded_adapters(plan, trust_remote_code) as folded:
         steps, weights = preflight(folded, allow_missing)
-        hashed = HashedReads(steps, weights) if hash_parents and plan.native else None
+        # of a folded adapter the files are temporary, and their hashes are nobody's
+        hashed = HashedReads(steps, weights) if finish and plan.native and folded is plan else None
         size = sum(step.bytes for step in steps)
         check_free_space(output_dir, size if plan.native else 2 * size)  # mergekit's result and its completion
         with new_folder(output_dir, overwrite, PLAN_FILE) as folder:
@@ -71,8 +72,9 @@ def merge(
             else:
                 _merge_with_mergekit(folded, steps, weights, folder, max_shard_size, trust_remote_code)
             set_vocabulary_size(folder)
+            if finish:
+                finish(folder, hashed.sha256() if hashed else {})
             sync_folder(folder)
-        return hashed.sha256() if hashed else {}
 
 
 def preflight(plan: MergePlan, allow_missing: bool = False) -> tuple[list[Step], list[Weights]]:

@@ -5,6 +5,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..files import read_json
 from .plan import MergePlan
 from .vocabulary import is_indexed_by_token
 from .weights import Weights
@@ -85,7 +86,7 @@ def take_tokenizer(made: Path, folder: Path) -> None:
 
 def set_vocabulary_size(folder: Path) -> None:
     """Say in config.json how many embeddings there are, if that is not what stands there."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     weights = Weights(folder)
     rows = [weights.shape(name)[0] for name in sorted(weights.names) if is_indexed_by_token(name)]
     if rows and config.get("vocab_size", rows[0]) != rows[0]:
@@ -94,6 +95,6 @@ def set_vocabulary_size(folder: Path) -> None:
 
 def _change_config(folder: Path, changes: dict, removed: tuple[str, ...] = ()) -> None:
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     config = {key: value for key, value in config.items() if key not in removed} | changes
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

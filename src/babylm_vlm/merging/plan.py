@@ -27,6 +27,7 @@ PLAN_KEYS = (
     *("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype"),
     *("tokenizer", "tokenizer_source", "chat_template"),
 )
+ADAPTER_FILE = "adapter_model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
@@ -351,7 +352,7 @@ def _adapter_folder(name: str, where: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.exists() and HUB_ID.fullmatch(name):
         folder = _download(name, where)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    for file in ("adapter_config.json", ADAPTER_FILE):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{where} names the adapter {name}, which has no {file}.")
     return folder

@@ -4,13 +4,13 @@ Tensors are checked where the steps are planned (`steps.py`); here are configura
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import weights_sha256
+from ..files import read_json, weights_sha256
 from .plan import MergePlan, Source
 from .weights import Weights
 
@@ -75,29 +75,30 @@ def warn_of_strangers(plan: MergePlan, weights: Sequence[Weights]) -> str | None
     )
 
 
-def common_ancestor(sources: Sequence[Source]) -> str | None:
+def common_ancestor(sources: Sequence[Source], known: Mapping[Path, str] | None = None) -> str | None:
     """Name of the checkpoint that all models come from: their recorded ancestor, or one of them; None if unknown.
 
-    Checkpoints are known by the hash of their weights, as `training_state.json` records it.
+    Checkpoints are known by the hash of their weights, as `training_state.json` records it; `known` are hashes of
+    files, if there are.
     """
     recorded = [_recorded_ancestor(source.folder) for source in sources]
     for ancestor in recorded:
         if not ancestor.get("sha256"):
             continue
         others = [s for s, own in zip(sources, recorded, strict=True) if own.get("sha256") != ancestor["sha256"]]
-        if all(weights_sha256(source.folder) == ancestor["sha256"] for source in others):
+        if all(weights_sha256(source.folder, known) == ancestor["sha256"] for source in others):
             return others[0].name if others else ancestor["name"]
     return None
 
 
 def _recorded_ancestor(folder: Path) -> dict[str, Any]:
     file = folder / STATE_FILE
-    return (_read_json(file).get("ancestor") if file.is_file() else None) or {}
+    return (read_json(file).get("ancestor") if file.is_file() else None) or {}
 
 
 def _decoder_config(folder: Path) -> dict[str, Any]:
     """What a configuration says of `MEANING`, and of rotary embeddings under `rope_theta` and `rope_scaling`."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     config = config.get("text_config") or config
     said = {key: config[key] for key in MEANING if config.get(key) is not None}
     rope = dict(config.get("rope_parameters") or {})
@@ -115,7 +116,7 @@ def _decoder_config(folder: Path) -> dict[str, Any]:
 def _check_tokenizers(sources: Sequence[Source]) -> None:
     """Models that number their tokens differently have embeddings that do not belong together."""
     files = [file for source in sources if (file := source.folder / "tokenizer.json").is_file()]
-    read = [_read_json(file) for file in files]
+    read = [read_json(file) for file in files]
     tokens = [json.dumps([one["model"].get("vocab"), one.get("added_tokens")], sort_keys=True) for one in read]
     for file, other in zip(files[1:], tokens[1:], strict=True):
         if other != tokens[0]:
@@ -140,13 +141,3 @@ def _likeness(a: Weights, b: Weights) -> tuple[float, float]:
             distances.append((float(((one - other) ** 2).sum()) / a_a) ** 0.5)
     mean = [sum(values) / len(values) if values else float("nan") for values in (cosines, distances)]
     return mean[0], mean[1]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a JSON file ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object.")
-    return content

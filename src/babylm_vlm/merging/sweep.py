@@ -34,7 +34,7 @@ from ..evaluation import (
     score_pairs,
 )
 from ..files import check_new_folder, new_folder, sha256
-from ..hub.facts import has_eyes, write_merged_card
+from ..hub.facts import card_of_merge, has_eyes
 from .interpolation import Interpolation, check_vocabularies, read_tensors
 from .linear import merge
 from .output import check_overlap
@@ -115,8 +115,8 @@ def sweep(
         plot_pareto(curve, alpha, folder / "pareto.png")
         if save:
             chosen = read_plan(plan_file)
-            known = merge(chosen, folder / "merged", hash_parents=True)
-            write_merged_card(folder / "merged", chosen, rule, card_rows(result), known)
+            card = card_of_merge(chosen, rule, card_rows(result))
+            merge(chosen, folder / "merged", finish=card)
         (folder / SWEEP_FILE).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return result
 

@@ -32,8 +32,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import check_free_space, new_folder, sync_folder
-from ..hub.facts import STATE_FILE, read_json, write_trained_card
+from ..files import check_free_space, new_folder, read_json, sync_folder
+from ..hub.facts import STATE_FILE, write_trained_card
 from ..hub.push import push
 from ..model import BabylmVlmForConditionalGeneration
 from .record import plot_loss
