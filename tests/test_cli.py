@@ -96,6 +96,16 @@ def test_an_error_in_a_fresh_process_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_code_that_mergekit_would_have_to_run_is_not_run_unasked(place):
+    plan = {"merge_method": "slerp", "base_model": "./multimodal", "parameters": {"t": 0.5}}
+    plan["models"] = [{"model": "./multimodal"}, {"model": "./language"}]
+    Path("slerp.yaml").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "babylm_vlm.cli", "merge", "slerp.yaml", "--output-dir", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "pass --trust-remote-code" in done.stderr.splitlines()[-1]
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(command, name):
     code, out, err = command(f"{name} --help")

@@ -84,6 +84,11 @@ def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False)
         config = MergeConfiguration.model_validate(content)
         run_merge(config, str(folder), options)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ValueError(
+                "A model of the plan comes with code of its own, which mergekit has to run: look at the .py files in "
+                "its folder, and pass --trust-remote-code."
+            ) from error
         raise ValueError(f"mergekit refuses the plan: {' '.join(str(error).split())}") from error
 
 
