@@ -43,10 +43,11 @@ def merging_figures() -> list[str]:
     return [
         f"Whole commands, start-up included: `python benchmarks/merge.py` on {machine}, medians of at least "
         f"{rounds} rounds, files in {folder}. The copy reads both parents and writes one. A merge of a multimodal and "
-        "a language-only model also writes a model card with the SHA-256 of its parents; beside it stands a copy that "
-        f"hashes them too. (In bf16 it takes {with_card:.1f} times as long as the copy that does not.) The machine is "
-        f"shared: from round to round mergekit took {to_mergekit[0]:.1f} to {to_mergekit[-1]:.1f} times as long as "
-        f"the first merge below, and that {to_copy[0]:.1f} to {to_copy[-1]:.1f} times as long as the copy.",
+        "a language-only model also writes a model card with the SHA-256 of its parents; it is compared with a copy "
+        "that also hashes them, in one thread. (In bf16 the merge with its card takes "
+        f"{with_card:.1f} times as long as the plain copy.) The machine is shared: at 1.3B in bf16, from round to "
+        f"round, mergekit took {to_mergekit[0]:.1f} to {to_mergekit[-1]:.1f} times as long as the merge without a "
+        f"card, and that {to_copy[0]:.1f} to {to_copy[-1]:.1f} times as long as the plain copy.",
         "",
         *table(header, rows),
     ]

@@ -8,9 +8,9 @@
 --demo takes folders that `babylm-vlm demo` left: their results.json go to docs/results/, from which the page is
 written. --other takes a folder with the results of `babylm-vlm evaluate` for a demo's models, in language/, merged/
 and multimodal/. --study takes a run of scripts/reproduce.sh: its study.json goes to docs/results/, its plots to docs/.
-Benchmarks write theirs: `python benchmarks/merge.py --json docs/results/merge_benchmark.json`, and the training
-ones likewise. What stands in README.md and docs/training.md between `<!-- NAME: scripts/write_results.py -->` and
-`<!-- /NAME -->` is written here.
+Benchmarks write theirs: `python benchmarks/merge.py --json docs/results/merge_benchmark.json`, and those of
+interpolation and training likewise. What stands in README.md and docs/training.md between
+`<!-- NAME: scripts/write_results.py -->` and `<!-- /NAME -->` is written here.
 """
 
 import argparse

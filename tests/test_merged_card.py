@@ -84,13 +84,18 @@ def test_a_merge_whose_card_cannot_be_written_does_not_appear(parents, run_comma
     assert sorted(Path().rglob("*")) == before
 
 
-def test_a_parent_with_an_adapter_has_the_hashes_of_both(merged_card):
+def test_a_parent_with_an_adapter_has_the_hashes_of_both(merged_card, caplog):
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(LlamaForCausalLM.from_pretrained("language"), config).save_pretrained("adapter")
-    card = merged_card("language+adapter")
-    assert rows(card)["language"] == f"{sha256(Path('language', WEIGHTS))} + {sha256(Path('adapter', ADAPTER))}"
-    assert "| language | language+adapter |" in card
+    ancestor = {"name": "somewhere/language", "sha256": sha256(Path("language", WEIGHTS))}
+    Path("multimodal", "training_state.json").write_text(json.dumps({"ancestor": ancestor}))
+    here = Path.cwd()
+    card = merged_card(f"{here}/language+{here}/adapter")
+    assert rows(card)["language"] == f"{ancestor['sha256']} + {sha256(Path('adapter', ADAPTER))}"
+    assert "| language | language+adapter |" in card and '- model: "language+adapter"' in card
+    assert "Common ancestor: `somewhere/language`" in card and str(here) not in card
+    assert "No common ancestor" not in caplog.text
 
 
 def test_an_ancestor_that_is_a_parent_is_named_and_hashed_once_more_only_for_the_check(merged_card, monkeypatch):
@@ -107,6 +112,16 @@ def test_alpha_is_not_said_where_it_is_not_that_of_all_tensors(merged_card):
     lose("model.layers.0.mlp.down_proj.weight")
     card = merged_card("language", "--allow-missing", "--overwrite")
     assert "**alpha" not in card and set(rows(card)) == {"multimodal", "language"}
+
+
+def test_alpha_is_not_said_where_tokens_are_matched(merged_card):
+    tokenizer = json.loads(Path("language/tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [token for token in vocabulary if len(token) > 2][-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    Path("language/tokenizer.json").write_text(json.dumps(tokenizer))
+    plan = linear_plan_yaml("multimodal", "language", 0.3) + "tokenizer: {source: base}\n"
+    assert "**alpha" not in merged_card(plan=plan)
 
 
 def test_a_model_needs_no_weight_for_what_only_the_other_has(merged_card):

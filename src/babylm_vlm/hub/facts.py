@@ -96,15 +96,15 @@ def write_merged_card(
             "alpha": decoder_alpha(folder, plan, parents) if plan.native else None,
             "alpha_choice": alpha_choice,
             "ancestor": public_name(ancestor) if ancestor else None,
-            **{role: public_name(source.name) for role, source in parents.items()},
+            **{role: _public_source(source) for role, source in parents.items()},
             "parents": [
-                {"role": role, "name": public_name(source.name), "commit": source.commit, "sha256": digest}
+                {"role": role, "name": _public_source(source), "commit": source.commit, "sha256": digest}
                 for (role, source), digest in zip(parents.items(), digests, strict=True)
             ],
             "data": [
                 source | {"parent": role, "name": public_name(source["name"])}
                 for role, state in states.items()
-                for source in state["data"]
+                for source in state.get("data", [])
             ],
             "merge_yaml": public_text(plan),
             "results": results,
@@ -136,6 +136,8 @@ def _weights_sha256(source: Source, known: Mapping[Path, str] | None) -> str:
 
 def decoder_alpha(folder: Path, plan: MergePlan, parents: dict[str, Source]) -> float | None:
     """The multimodal model's share in the decoder, where it is one share of a whole; None where it is not."""
+    if plan.align_tokens:
+        return None  # the rows of tokens that one model lacks are the other's
     names = sorted(name for name in Weights(folder).names if PROJECTOR not in name)
     models = parents["multimodal"], parents["language"]
     if not all(Weights(model.folder).names.issuperset(names) for model in models):
@@ -154,11 +156,17 @@ def public_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
+def _public_source(source: Source) -> str:
+    """`public_name` of a model, and of `model+adapter` of both."""
+    parts = source.name.split("+", 1) if source.adapter else [source.name]
+    return "+".join(public_name(part) for part in parts)
+
+
 def public_text(plan: MergePlan) -> str:
     """The YAML of a plan with the names that a card may name."""
     text = plan.text
     for source in plan.sources:
-        text = text.replace(source.name, public_name(source.name))
+        text = text.replace(source.name, _public_source(source))
     return text
 
 
@@ -171,12 +179,11 @@ def architecture(folder: Path) -> dict:
     """The lines of a card's architecture table, from `config.json`."""
     config = read_json(folder / "config.json")
     shape = {
-        "layers": config["num_hidden_layers"],
-        "hidden size": config["hidden_size"],
-        "attention heads": config["num_attention_heads"],
-        "vocabulary": config["vocab_size"],
+        "layers": config.get("num_hidden_layers"),
+        "hidden size": config.get("hidden_size"),
+        "attention heads": config.get("num_attention_heads"),
+        "vocabulary": config.get("vocab_size"),
+        "vision tower (frozen)": config.get("vision_tower"),
+        "visual tokens per picture": config["vision_grid"] ** 2 if "vision_grid" in config else None,
     }
-    if "vision_tower" in config:
-        shape["vision tower (frozen)"] = config["vision_tower"]
-        shape["visual tokens per picture"] = config["vision_grid"] ** 2
-    return shape
+    return {name: value for name, value in shape.items() if value is not None}

@@ -54,7 +54,7 @@ def _fold(source: Source, folder: Path, trust_remote_code: bool) -> Source:
     copy_beside_weights(source.folder, folder)
     if (state := source.folder / STATE_FILE).is_file():
         shutil.copyfile(state, folder / STATE_FILE)
-    return replace(source, folder=folder, adapter=None)
+    return replace(source, folder=folder, adapter=None, unfolded=source.folder)
 
 
 def run_mergekit(plan: MergePlan, folder: Path, trust_remote_code: bool = False) -> None:

@@ -48,7 +48,8 @@ def merge(
         max_shard_size: largest weights file, in bytes or as "5GB".
         trust_remote_code: run code that comes with a model; only mergekit's methods and adapters need a model's code.
         finish: called as `finish(folder, hashes)` before the folder is put in place, to add to it, such as a model
-            card; `hashes` are the SHA-256 of those parents' weights files that were read whole and in their order.
+            card; `hashes` are the SHA-256 of those parents' weights files that were read whole and in their order,
+            none for mergekit's methods and plans with adapters.
 
     Raises:
         FileExistsError: `output_dir` exists and `overwrite` is false, or it holds something else than a merge.

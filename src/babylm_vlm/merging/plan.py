@@ -64,12 +64,14 @@ class Source:
         folder: where its checkpoint lies.
         rules: its weights, and after them the plan's.
         adapter: folder of a PEFT adapter that is to be folded in first.
+        unfolded: where an adapter has been folded in, the checkpoint as it was before.
     """
 
     name: str
     folder: Path
     rules: tuple[WeightRule, ...]
     adapter: Path | None = None
+    unfolded: Path | None = None
 
     @property
     def commit(self) -> str | None:

@@ -79,15 +79,16 @@ def common_ancestor(sources: Sequence[Source], known: Mapping[Path, str] | None 
     """Name of the checkpoint that all models come from: their recorded ancestor, or one of them; None if unknown.
 
     Checkpoints are known by the hash of their weights, as `training_state.json` records it; `known` are hashes of
-    files, if there are.
+    files, if there are. A model with an adapter comes from the model without.
     """
     recorded = [_recorded_ancestor(source.folder) for source in sources]
     for ancestor in recorded:
         if not ancestor.get("sha256"):
             continue
         others = [s for s, own in zip(sources, recorded, strict=True) if own.get("sha256") != ancestor["sha256"]]
-        if all(weights_sha256(source.folder, known) == ancestor["sha256"] for source in others):
-            return others[0].name if others else ancestor["name"]
+        if all(weights_sha256(s.unfolded or s.folder, known) == ancestor["sha256"] for s in others):
+            itself = [s.name for s in others if not (s.adapter or s.unfolded)]
+            return itself[0] if itself else ancestor["name"]
     return None
 
 
