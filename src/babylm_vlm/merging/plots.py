@@ -65,6 +65,7 @@ def plot_pareto(curve: Sequence[dict], alpha: float, path: Path) -> None:
     axes.set_xlabel("grounding: accuracy on picture and caption pairs (%)")
     axes.set_ylabel("grammar: accuracy on text pairs (%)")
     axes.set_title("Both abilities at every α (selection split, 95 % intervals)", fontsize=10)
+    axes.margins(x=0.08)  # the numbers beside the points stay inside
     axes.grid(alpha=0.25)
     axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="best")
     figure.colorbar(dots, ax=axes, label="α, the weight of the multimodal model")
