@@ -127,9 +127,9 @@ def test_the_report_says_what_the_results_say(demo):
     report = (demo.folder / "report.md").read_text()
     results, test = demo.results, demo.results["test"]
     named = {
-        "language": "language-only (α = 0)",
+        "language": "language-only",
         "merged": f"merged (α = {results['alpha']:g})",
-        "multimodal": "multimodal (α = 1)",
+        "multimodal": "multimodal",
     }
     for name, title in named.items():
         model = test["models"][name]

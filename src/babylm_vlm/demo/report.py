@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 TASKS = ("grammar", "grounded", "relations")
-NAMES = {"language": "language-only (α = 0)", "merged": "merged", "multimodal": "multimodal (α = 1)"}
+NAMES = {"language": "language-only", "merged": "merged", "multimodal": "multimodal"}
 
 
 def percent(measured: dict) -> str:
@@ -98,6 +98,10 @@ def write_report(results: dict, output_dir: Path) -> None:
         "|---|---|---|",
     ]
     lines += [f"| {p['alpha']:g} | {percent(p['grammar'])} | {percent(p['grounded'])} |" for p in results["selection"]]
+    lines += [
+        "",
+        "At α = 0 the language-only decoder stands behind the multimodal model's projector and is shown pictures.",
+    ]
     lines += ["", "## Paradigms on the test split, %", ""]
     lines += ["| paradigm | items | language-only | merged | multimodal |", "|---|---|---|---|---|"]
     for task in TASKS:
