@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,39 +18,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_weights import (
+    DTYPES,
+    EMBED,
+    NORM,
+    PROJECTOR,
+    assert_same,
+    linear_plan,
+    same_bits,
+    tensors,
+    write_checkpoint,
+    write_plan,
+)
 
-from babylm_vlm.merging import interpolate, kernel, linear_plan_yaml, merge, read_plan
-from babylm_vlm.merging.in_memory import blend, weighted_sum_of_arrays
-from babylm_vlm.merging.weights import Room, StoredTensor, dtype_of
+from babylm_vlm.merging import interpolate, linear_plan_yaml, merge, read_plan
+from babylm_vlm.merging.weights import StoredTensor
 
 PLANS = Path(__file__).parent.parent / "merge_configs"
 MERGE_CONFIGS = [PLANS / f"{name}.yaml" for name in ("attention", "embeddings", "layers", "linear")]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROJECTOR = "model.multi_modal_projector.linear_1.weight"
-NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
-
-
-# --- weights without a model: two dictionaries of tensors ------------------------------------------------------------
-
-
-def tensors(seed: int, dtype: torch.dtype = torch.float32, projector: bool = False) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {NORM: (7,), EMBED: (13, 7)} | ({PROJECTOR: (7, 5)} if projector else {})
-    return {name: (torch.randn(shape, generator=generator) * 0.05).to(dtype) for name, shape in shapes.items()}
-
-
-def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "llama", "dtype": "float32"}')
-    if shards == 1:
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
-    names = [f"model-{number + 1:05d}-of-{shards:05d}.safetensors" for number in range(shards)]
-    weight_map = {tensor: names[place % shards] for place, tensor in enumerate(weights)}
-    for name in names:
-        save_file({tensor: weights[tensor] for tensor in weights if weight_map[tensor] == name}, folder / name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
 
 
 @pytest.fixture
@@ -63,147 +47,11 @@ def pair(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_plan(text: str, path: str = "plan.yaml") -> Path:
-    Path(path).write_text(text)
-    return Path(path)
-
-
-def linear_plan(alpha: float = 0.3):
-    return read_plan(write_plan(linear_plan_yaml("multimodal", "language", alpha)))
-
-
 def hashes_of(plan, output: str) -> dict[Path, str]:
     """The hashes that a merge finishes with."""
     found = {}
     merge(plan, output, finish=lambda _folder, hashes: found.update(hashes))
     return found
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert set(one) == set(other)
-    assert [name for name in one if not same_bits(one[name], other[name])] == []
-
-
-# --- the numbers -----------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=25, deadline=None)
-@given(alpha=st.floats(0, 1) | st.sampled_from([0.0, 1e-05, 0.1, 0.7, 1.0]), dtype=st.sampled_from(sorted(DTYPES)))
-def test_memory_and_file_merges_agree_bit_for_bit(tmp_path_factory, alpha, dtype):
-    folder = tmp_path_factory.mktemp("merge")
-    multimodal, language = tensors(1, DTYPES[dtype], projector=True), tensors(2, DTYPES[dtype])
-    before = {name: tensor.clone() for name, tensor in multimodal.items()}
-    write_checkpoint(folder / "multimodal", multimodal)
-    write_checkpoint(folder / "language", language)
-    plan = folder / "plan.yaml"
-    plan.write_text(linear_plan_yaml(str(folder / "multimodal"), str(folder / "language"), alpha))
-
-    merge(read_plan(plan), folder / "merged")
-    merged = interpolate(multimodal, language, alpha)
-
-    assert_same(load_file(folder / "merged" / "model.safetensors"), merged)
-    assert same_bits(merged[PROJECTOR], multimodal[PROJECTOR])
-    assert_same(multimodal, before)
-    if alpha in (0.0, 1.0):
-        end = multimodal if alpha else language
-        assert same_bits(merged[NORM], end[NORM]) and same_bits(merged[EMBED], end[EMBED])
-
-
-def test_ends_are_exact_even_where_the_other_model_is_not_finite():
-    broken = {name: torch.full_like(tensor, float("inf")) for name, tensor in tensors(2).items()}
-    assert_same(interpolate(tensors(1), broken, 1.0), tensors(1))
-    assert_same(interpolate(broken, tensors(1), 0.0), tensors(1))
-
-
-def test_interpolate_weighs_the_multimodal_model_with_alpha():
-    merged = interpolate({NORM: torch.tensor([8.0])}, {NORM: torch.tensor([4.0])}, 0.75)
-    assert merged[NORM].tolist() == [7.0]
-
-
-def test_interpolate_refuses_what_it_cannot_merge():
-    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
-        interpolate(tensors(1), tensors(2), 1.5)
-    with pytest.raises(ValueError, match="Only one of the two models has lm_head"):
-        interpolate(tensors(1), tensors(2) | {"lm_head.weight": torch.ones(1)}, 0.5)
-    with pytest.raises(ValueError, match=r"model\.norm\.weight has the shape"):
-        interpolate(tensors(1), tensors(2) | {NORM: torch.ones(3)}, 0.5)
-    with pytest.raises(ValueError, match="ids: The models hold different integers"):
-        interpolate({"ids": torch.tensor([1])}, {"ids": torch.tensor([2])}, 0.5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    weights=st.tuples(st.floats(0, 3), st.floats(0, 3)).filter(lambda pair: sum(pair) > 1e-3),
-    normalize=st.booleans(),
-    dtype=st.sampled_from(sorted(DTYPES)),
-    length=st.sampled_from([1, 7, 64, 1001]),
-)
-def test_kernel_is_mergekits(weights, normalize, dtype, length):
-    from mergekit.merge_methods import get
-    from mergekit.merge_methods.base import TensorGroup
-
-    generator = torch.Generator().manual_seed(length)
-    a, b = ((torch.randn(length, generator=generator) * 0.05).to(DTYPES[dtype]) for _ in range(2))
-    parameters = {"weight": {"a": weights[0], "b": weights[1]}, "normalize": normalize}
-    (expected,) = get("linear")((TensorGroup.from_tensors([a, b], ids=["a", "b"]),), parameters=parameters)
-    assert torch.equal(blend(a, b, weights, normalize), expected)
-
-
-def short_numbers(seed: int, length: int, bits: int, exponents: tuple[int, int]) -> torch.Tensor:
-    """fp32 numbers whose mantissas end after some bits, so that sums of them often lie halfway between two numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    mantissas = torch.randint(-(1 << bits), 1 << bits, (length,), generator=generator, dtype=torch.float64)
-    powers = torch.randint(min(exponents), max(exponents) + 1, (length,), generator=generator, dtype=torch.float64)
-    return (mantissas * 2.0 ** (powers - bits)).float()
-
-
-exponents = st.sampled_from([(-3, 3), (-30, 30), (-149, -120), (-150, -60), (-149, 60)]) | st.tuples(
-    st.integers(-149, 60), st.integers(-149, 60)
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    weights=st.lists(
-        st.floats(-3, 3, width=32) | st.sampled_from([0.0, 0.5, 1.0, 2**-12, 3 * 2**-13]), min_size=1, max_size=4
-    ),
-    bits=st.integers(1, 24),
-    exponents=exponents,
-    dtype=st.sampled_from(sorted(DTYPES)),
-    normalize=st.booleans(),
-)
-def test_arithmetic_without_pytorch_is_the_same_to_the_bit(weights, bits, exponents, dtype, normalize):
-    tensors = [short_numbers(seed, 2001, bits, exponents).to(DTYPES[dtype]) for seed in range(len(weights))]
-    numpy_type = dtype_of(dtype)
-    arrays = [tensor.view(torch.uint8).numpy().view(numpy_type) for tensor in tensors]
-    try:
-        expected = weighted_sum_of_arrays(arrays, weights, normalize, Room())
-    except ValueError as error:
-        with pytest.raises(ValueError, match=str(error)):
-            kernel.weighted_sum(arrays, weights, normalize)
-        return
-    found = kernel.weighted_sum(arrays, weights, normalize)
-    unlike = found.view(np.uint8).reshape(2001, -1) != expected.view(np.uint8).reshape(2001, -1)
-    assert found.dtype == expected.dtype == numpy_type
-    assert not (unlike.any(axis=1) & ~(np.isnan(found) & np.isnan(expected))).any()
-
-
-@pytest.mark.parametrize(
-    ("odd", "factor"),
-    [(1 + 2**-23, 1 + 2**-23), ((2**22 + 1) * 2**-149, 2**-126 * (1 + 2**-23))],
-    ids=["normal", "subnormal"],
-)
-def test_arithmetic_without_pytorch_does_not_round_twice(odd, factor):
-    """An odd number plus a hair less than half a unit: fp64 rounds the sum to the half, fp32 would round that up."""
-    odd, factor, weight = np.float32([odd]), np.float32([factor]), 2**-24 * (1 - 2**-23)
-    twice = np.float32(np.float64(weight) * factor + odd)
-    once = kernel.weighted_sum([odd, factor], [1.0, weight], normalize=False)
-    assert once == odd != twice
-    assert once == torch.add(torch.from_numpy(odd), torch.from_numpy(factor), alpha=weight).numpy()
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
